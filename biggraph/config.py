@@ -1,0 +1,347 @@
+"""The run file: TOML in, validated and frozen sections out.
+
+Each section is a small model with defaults; functions below the builder receive the section or
+the values that they use, never the whole. Knows nothing of graphs, tensors or running.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from biggraph.errors import ConfigError, did_you_mean
+
+OperatorName = Literal["identity", "diagonal", "translation", "complex_diagonal"]
+ComparatorName = Literal["dot", "cos", "l2", "squared_l2"]
+LossName = Literal["softmax", "logistic", "ranking"]
+
+_SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_SIZES |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_TIMES = {"": 1.0, "s": 1.0, "min": 60.0, "h": 3600.0}
+
+
+def parse_size(value: object) -> int:
+    """Return bytes from 4096, "4GiB" or "500 MB".
+
+    Raises:
+        ValueError: not a positive size.
+
+    >>> parse_size("1GiB"), parse_size("2 MB"), parse_size(7)
+    (1073741824, 2000000, 7)
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(value).strip())
+    if not match or match[2].upper() not in _SIZES or float(match[1]) <= 0:
+        raise ValueError(f'expected a size such as "1GiB" or "500MB", found {value!r}')
+    return int(float(match[1]) * _SIZES[match[2].upper()])
+
+
+def parse_duration(value: object) -> float:
+    """Return seconds from 30, "30s", "5min" or "1.5h".
+
+    Raises:
+        ValueError: not a duration.
+
+    >>> parse_duration("5min"), parse_duration(2)
+    (300.0, 2.0)
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", str(value).strip())
+    if not match or match[2] not in _TIMES:
+        raise ValueError(f'expected a duration such as "30s" or "5min", found {value!r}')
+    return float(match[1]) * _TIMES[match[2]]
+
+
+ByteSize = Annotated[int, BeforeValidator(parse_size)]
+Duration = Annotated[float, BeforeValidator(parse_duration)]
+
+
+class Section(BaseModel):
+    """A part of the run file: unknown keys are refused, values cannot change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class GraphSection(Section):
+    """Which graph to train on."""
+
+    path: Path = Field(description="graph directory made by `biggraph import`")
+
+
+class EntityConfig(Section):
+    """Settings of one entity type, read by `biggraph import`."""
+
+    partitions: int = Field(1, ge=1, description="slices of this entity type")
+
+
+class RelationConfig(Section):
+    """Settings of one relation."""
+
+    name: str = Field(min_length=1, description="as it stands in the source files")
+    lhs: str = Field("entity", description="entity type of the head (read by import)")
+    rhs: str = Field("entity", description="entity type of the tail (read by import)")
+    operator: OperatorName | None = Field(None, description="overrides model.operator")
+    weight: float = Field(1.0, gt=0, description="multiplies the loss of this relation's edges")
+
+
+class ImportSection(Section):
+    """How source files become a graph; the command line's options win over it."""
+
+    columns: list[str] | None = Field(None, description="head, relation, tail[, weight] columns")
+    partitions: int = Field(1, ge=1, description="slices of entity types that do not say")
+    memory: ByteSize = Field(2**30, description="budget for the importer's working memory")
+    min_entity_count: int = Field(1, ge=1, description="drop entities seen in fewer edges")
+    min_relation_count: int = Field(1, ge=1, description="drop relations with fewer edges")
+    seed: int = Field(0, ge=0, description="seed of the assignment and of the shuffle")
+
+
+class ModelSection(Section):
+    """How an edge is scored."""
+
+    operator: OperatorName = Field("complex_diagonal", description="transform of each relation")
+    comparator: ComparatorName = Field("dot", description="similarity of two vectors")
+    dimension: int = Field(200, ge=1, description="floats in an embedding")
+    reciprocal: bool = Field(True, description="one operator per side, not one per relation")
+    init_scale: float = Field(1e-3, gt=0, description="standard deviation of initial embeddings")
+
+
+class LossSection(Section):
+    """What training minimises."""
+
+    name: LossName = Field("softmax", description="loss of a positive against its negatives")
+    margin: float = Field(0.1, ge=0, description="ranking: wanted distance in score")
+    adversarial_temperature: float = Field(
+        0.0, ge=0, description="logistic, ranking: weigh negatives by softmax(t * score); 0 = off"
+    )
+
+
+class NegativesSection(Section):
+    """Which entities each positive is compared with."""
+
+    in_batch: int = Field(250, ge=0, description="positives in a chunk, each others' negatives")
+    uniform: int = Field(1000, ge=0, description="uniform negatives for each chunk and side")
+    all: bool = Field(False, description="every entity of the loaded partition instead")
+    sides: Literal["both", "lhs", "rhs"] = Field("both", description="which side to corrupt")
+    filter_chunk: bool = Field(False, description="mask negatives that are true in the same chunk")
+
+
+class RegularizerSection(Section):
+    """What keeps embeddings small or robust."""
+
+    n3: float = Field(0.0, ge=0, description="weight of the cubed 3-norm (moduli if complex)")
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of query coordinates set to 0")
+
+
+class OptimizerSection(Section):
+    """How rows move."""
+
+    name: Literal["adagrad", "adagrad_row", "auto"] = Field(
+        "auto", description="element-wise, row-wise, or element-wise where its state fits memory"
+    )
+    lr: float = Field(0.1, gt=0, description="learning rate of embeddings")
+    relation_lr: float | None = Field(None, gt=0, description="of relations; default: lr")
+
+
+class TrainSection(Section):
+    """The loop."""
+
+    epochs: int = Field(10, ge=0, description="passes over all edges")
+    batch_size: int = Field(1000, ge=1, description="edges of one step")
+    threads: int = Field(0, ge=0, description="training threads; 0: one per core")
+    seed: int = Field(0, ge=0, description="of initial values, order and negatives")
+    bucket_order: Literal["inside_out", "outside_in", "random", "affinity"] = Field(
+        "inside_out", description="in which order buckets are trained"
+    )
+    commit_every: Duration = Field(300.0, description="longest time between two commits")
+    memory: ByteSize | None = Field(None, description="budget for tables; default: half of free")
+    loss_spike: float = Field(5.0, gt=1, description="stop at this multiple of the first loss")
+
+
+class EvalSection(Section):
+    """Evaluation during training on the validation split."""
+
+    every: int = Field(0, ge=0, description="epochs between evaluations; 0: none")
+    patience: int = Field(0, ge=0, description="evaluations without gain before stopping; 0: off")
+    filtered: bool = Field(True, description="leave known true edges out of the candidates")
+    candidates: Literal["all"] | Annotated[int, Field(ge=1)] = Field(
+        "all", description="all entities or a number of sampled ones"
+    )
+    edges: int | None = Field(None, ge=1, description="evaluate this many edges; default: all")
+
+
+class CheckpointSection(Section):
+    """Where the run is kept."""
+
+    path: Path = Field(description="run directory: log, partitions, metrics")
+
+
+class Config(Section):
+    """A whole run file."""
+
+    graph: GraphSection | None = None
+    import_: ImportSection = Field(ImportSection(), alias="import")
+    entities: dict[str, EntityConfig] = {}
+    relations: list[RelationConfig] = []
+    model: ModelSection = ModelSection()
+    loss: LossSection = LossSection()
+    negatives: NegativesSection = NegativesSection()
+    regularizer: RegularizerSection = RegularizerSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    train: TrainSection = TrainSection()
+    eval: EvalSection = EvalSection()
+    checkpoint: CheckpointSection | None = None
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> Config:
+        model, negatives = self.model, self.negatives
+        operators = {model.operator} | {r.operator for r in self.relations if r.operator}
+        if "complex_diagonal" in operators and model.dimension % 2:
+            raise ValueError(
+                f"model.dimension = {model.dimension}: complex_diagonal needs an even dimension"
+            )
+        if not negatives.all and negatives.in_batch + negatives.uniform == 0:
+            raise ValueError("negatives: in_batch, uniform and all are all off; switch one on")
+        if self.loss.adversarial_temperature and self.loss.name == "softmax":
+            raise ValueError(
+                "loss.adversarial_temperature: softmax weighs its negatives already; "
+                "use it with logistic or ranking"
+            )
+        names = [relation.name for relation in self.relations]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f'relations: "{twice[0]}" is defined twice')
+        if self.eval.patience and not self.eval.every:
+            raise ValueError("eval.patience needs eval.every > 0")
+        return self
+
+    def to_json(self) -> str:
+        """Return the whole configuration, defaults included, as JSON that `from_json` reads."""
+        return self.model_dump_json(by_alias=True, indent=2)
+
+    @staticmethod
+    def from_json(text: str, source: str) -> Config:
+        """Read what `to_json` wrote; `source` names it in errors.
+
+        Raises:
+            ConfigError: not JSON, or not a valid configuration.
+        """
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{source}: not valid JSON ({error})") from None
+        return _validate(data, source)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a run file and apply dotted overrides such as `train.epochs=3`.
+
+    Relative paths in the file are relative to the working directory, as on the command line.
+
+    Raises:
+        ConfigError: the file is missing or not TOML, a key is unknown, a value has the wrong
+            type, or values do not go together. The message names key, value and remedy.
+    """
+    try:
+        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such run file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML ({error})") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    for override in overrides:
+        _apply_override(data, override)
+    return _validate(data, str(path))
+
+
+def make_config(sections: dict[str, Any]) -> Config:
+    """Validate a plain dictionary shaped like a run file.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    return _validate(sections, "config")
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f'override "{override}": expected key.sub=value, e.g. train.epochs=3')
+    *parents, last = key.split(".")
+    node: Any = data
+    for part in parents:
+        node = node.setdefault(part, {}) if isinstance(node, dict) else _item(node, part, key)
+    if not isinstance(node, dict):
+        raise ConfigError(f'override "{override}": {".".join(parents)} is not a section')
+    node[last] = _toml_value(text)
+
+
+def _item(node: Any, part: str, key: str) -> Any:
+    if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+        return node[int(part)]
+    raise ConfigError(f'override "{key}": no section "{part}"')
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # a bare word is a string: checkpoint.path=runs/a
+
+
+def _validate(data: dict[str, Any], source: str) -> Config:
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        lines = [_explain(dict(detail), data) for detail in error.errors()]
+        raise ConfigError(f"{source}: " + "; ".join(lines)) from None
+
+
+def _explain(detail: dict[str, Any], data: dict[str, Any]) -> str:
+    """Turn one pydantic error into "key = value: what is wrong; remedy"."""
+    loc = [str(part) for part in detail["loc"] if not str(part).startswith(("function", "literal"))]
+    if loc and loc[-1] in ("int", "constrained-int"):
+        loc.pop()
+    where = ".".join(loc)
+    kind, message = detail["type"], detail["msg"].removeprefix("Value error, ")
+    if kind == "extra_forbidden":
+        return f'{where}: unknown key "{loc[-1]}"{did_you_mean(loc[-1], known_keys(loc[:-1]))}'
+    if kind == "literal_error":
+        expected = re.findall(r"'([^']+)'", detail["ctx"]["expected"])
+        found = detail["input"]
+        what = loc[-1].replace("_", " ")
+        return f'{where} = "{found}": unknown {what}{did_you_mean(str(found), expected)}'
+    if kind == "missing":
+        return f"{where}: missing; add it to the run file"
+    if not where:
+        return message
+    return f"{where} = {json.dumps(detail['input'], default=str)}: {message[0].lower()}{message[1:]}"
+
+
+def known_keys(loc: Sequence[str]) -> list[str]:
+    """Return the keys that a section allows, for the dotted position `loc` of the section."""
+    section: Any = Config
+    for part in loc:
+        if section is Config and part in ("entities", "relations"):
+            section = {"entities": EntityConfig, "relations": RelationConfig}[part]
+        elif part in SECTIONS:
+            section = SECTIONS[part]
+    return [field.alias or name for name, field in section.model_fields.items()]
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "graph": GraphSection,
+    "import": ImportSection,
+    "model": ModelSection,
+    "loss": LossSection,
+    "negatives": NegativesSection,
+    "regularizer": RegularizerSection,
+    "optimizer": OptimizerSection,
+    "train": TrainSection,
+    "eval": EvalSection,
+    "checkpoint": CheckpointSection,
+}
