@@ -1,0 +1,1 @@
+"""In which order buckets are trained, and by whom: pure Python, no tensors, files or clock."""
