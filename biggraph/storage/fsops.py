@@ -1,0 +1,234 @@
+"""Every file operation of the storage layer, one named function each.
+
+What the file system refuses becomes a StorageError that says what, where and what to do. Tests
+watch the operations with `observed` and make the n-th one fail or end the process. Knows nothing
+of what the files hold.
+
+A file under its final name is complete and durable, and is never written again: `publish` writes
+a temporary file beside it, syncs it, links it to the final name (which fails where the name is
+taken), and syncs the folder.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from biggraph.errors import StorageError
+
+TEMPORARY = ".tmp"  # ending of names that never count
+
+Observer = Callable[[str, Path], None]  # told the operation and its path before it happens
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space, or choose a folder on a larger disk",
+    errno.EDQUOT: "free some of your quota, or choose another folder",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
+    errno.EROFS: "it is mounted read-only; choose another folder",
+    errno.EACCES: "check its permissions, or choose another folder",
+    errno.EPERM: "check its permissions, or choose another folder",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.EIO: "the device reports errors; check the disk, then resume",
+}
+
+_observer: Observer | None = None
+
+
+@contextmanager
+def observed(observer: Observer) -> Iterator[None]:
+    """Call `observer` before every operation inside; what it raises happens there (for tests)."""
+    global _observer
+    before, _observer = _observer, observer
+    try:
+        yield
+    finally:
+        _observer = before
+
+
+@contextmanager
+def operation(name: str, path: Path) -> Iterator[None]:
+    """Name the enclosed file operation, and say clearly what the file system refused.
+
+    Raises:
+        StorageError: for every OSError but a missing or an existing file, which the caller knows.
+    """
+    try:
+        if _observer is not None:
+            _observer(name, path)
+        yield
+    except (FileNotFoundError, FileExistsError):
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        remedy = _REMEDIES.get(error.errno or 0, "see the operating system's message")
+        raise StorageError(f"{path}: cannot {name}: {reason}; {remedy}") from error
+
+
+@contextmanager
+def publish(path: Path) -> Iterator[io.BufferedRandom]:
+    """Write a new file: yields it under a temporary name, and publishes it when the block ends.
+
+    On an error nothing is left; a killed process leaves a file whose name ends in `TEMPORARY`.
+
+    Raises:
+        FileExistsError: another file has that name; it is untouched.
+        StorageError: the file system refused.
+    """
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}{TEMPORARY}")
+    try:
+        with operation("create", temporary):
+            file = temporary.open("xb+")
+        with file:
+            with operation("write", temporary):
+                yield file
+            sync(file, temporary)
+        with operation("link", path):
+            os.link(temporary, path)
+    except Exception:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    unlink(temporary)
+    sync_folder(path.parent)
+
+
+def put_if_absent(path: Path, data: bytes) -> bool:
+    """Publish a file with this content, unless the name is taken: a compare-and-swap in storage.
+
+    Returns:
+        False where the name was taken; the file there is untouched.
+
+    Raises:
+        StorageError: the file system refused.
+    """
+    try:
+        with publish(path) as file:
+            file.write(data)
+    except FileExistsError:
+        return False
+    return True
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Put this content under the name, in one step, whether or not the name was taken.
+
+    Raises:
+        StorageError: the file system refused.
+    """
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}{TEMPORARY}")
+    try:
+        with operation("create", temporary), temporary.open("xb") as file:
+            with operation("write", temporary):
+                file.write(data)
+            sync(file, temporary)
+        with operation("rename", path):
+            os.replace(temporary, path)
+    except Exception:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def sync(file: IO[bytes], path: Path) -> None:
+    """Make the content of an open file durable."""
+    with operation("sync", path):
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    with operation("sync folder", folder):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and the missing ones above it, durably."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    with operation("make folder", folder), suppress(FileExistsError):
+        folder.mkdir()
+    sync_folder(folder.parent)
+
+
+def open_file(path: Path) -> io.BufferedReader:
+    """Open a file for reading.
+
+    Raises:
+        FileNotFoundError: no such file.
+        StorageError: the file system refused.
+    """
+    with operation("read", path):
+        return path.open("rb")
+
+
+def read_file(path: Path) -> bytes:
+    """Return the content of a file; raises as `open_file`."""
+    with open_file(path) as file, operation("read", path):
+        return file.read()
+
+
+def list_files(folder: Path) -> list[Path]:
+    """Return every file below a folder, sorted; none where the folder is missing."""
+    with operation("list", folder):
+        found = [Path(top) / name for top, _, names in os.walk(folder) for name in names]
+    return sorted(found)
+
+
+def unlink(path: Path) -> None:
+    """Remove a file, if it is there."""
+    with operation("remove", path):
+        path.unlink(missing_ok=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder that holds nothing but empty folders, if it is there."""
+    with operation("remove folder", folder):
+        for top, _, _ in os.walk(folder, topdown=False):
+            os.rmdir(top)
+
+
+def require_space(folder: Path, size: int) -> None:
+    """Refuse to start a write that cannot fit.
+
+    Raises:
+        StorageError: fewer than `size` bytes are free; names both numbers.
+    """
+    with operation("look for space", folder):
+        free = shutil.disk_usage(folder).free
+    if free < size:
+        raise StorageError(
+            f"{folder}: {size / 1e6:,.1f} MB to write, {free / 1e6:,.1f} MB free; "
+            f"{_REMEDIES[errno.ENOSPC]}"
+        )
+
+
+def check_put_if_absent(folder: Path) -> None:
+    """Find out whether the file system lets exactly one of two writers have a name.
+
+    Raises:
+        StorageError: it does not (no hard links, as on some network and FAT file systems).
+    """
+    probe = folder / f"probe-{uuid.uuid4().hex[:12]}{TEMPORARY}"
+    try:
+        won = [put_if_absent(probe, b"first"), put_if_absent(probe, b"second")]
+        if won != [True, False] or read_file(probe) != b"first":
+            raise StorageError(
+                f"{folder}: this file system lets two writers have the same name, so a run is "
+                "not safe on it; choose another folder"
+            )
+    finally:
+        unlink(probe)

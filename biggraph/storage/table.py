@@ -1,0 +1,86 @@
+"""The table of one partition in memory: rows, optimizer state and the record of its training.
+
+Tables are data: they are made, loaded, moved and saved here, and changed by the training step.
+Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from biggraph.errors import DivergenceError
+from biggraph.types import Bucket, PartitionKey
+
+
+@dataclass(slots=True)
+class EmbeddingTable:
+    """One partition of one entity type.
+
+    Args:
+        key: which partition.
+        rows: embeddings, float32 [count, D].
+        state: Adagrad sums, float32 [count, D], or [count] where one float serves a row.
+        chain: digest of the sequence of (epoch, bucket) that trained these rows, see
+            `advance_chain`.
+    """
+
+    key: PartitionKey
+    rows: Tensor
+    state: Tensor
+    chain: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of rows and state."""
+        return self.rows.nbytes + self.state.nbytes
+
+
+def new_table(
+    key: PartitionKey, shape: tuple[int, int], row_wise: bool, init_scale: float, seed: int
+) -> EmbeddingTable:
+    """Return the table of a partition that was never trained.
+
+    Args:
+        key: which partition.
+        shape: (count, D).
+        row_wise: one float of optimizer state a row instead of one a coordinate.
+        init_scale: standard deviation of the rows, which are normal with mean 0.
+        seed: of the generator; equal seeds give equal tables.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(shape, generator=generator).mul_(init_scale)
+    return EmbeddingTable(key, rows, torch.zeros(shape[:1] if row_wise else shape), new_chain(key))
+
+
+def new_chain(key: PartitionKey) -> str:
+    """Return the chain of a partition that was never trained."""
+    return hashlib.sha256(str(key).encode()).hexdigest()
+
+
+def advance_chain(chain: str, epoch: int, bucket: Bucket) -> str:
+    """Return the chain after one more bucket was trained.
+
+    The log recomputes it, so a bucket that was trained twice, not at all, or in another order
+    than the log says cannot go unnoticed.
+    """
+    text = f"{chain} {epoch} {bucket.lhs} {bucket.rhs}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_finite(table: EmbeddingTable) -> None:
+    """Refuse a table that training has ruined.
+
+    Raises:
+        DivergenceError: a row or its state holds NaN or infinity; names the partition.
+    """
+    for name, values in (("embeddings", table.rows), ("optimizer state", table.state)):
+        if values.numel() and not all(math.isfinite(edge) for edge in values.aminmax()):
+            raise DivergenceError(
+                f"partition {table.key}: {name} not finite; the last commit is intact: "
+                "lower optimizer.lr or raise regularizer.n3, then resume"
+            )
