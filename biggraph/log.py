@@ -1,0 +1,110 @@
+"""What a run says: JSON lines for programs, progress and messages for people.
+
+Knows the terminal and one file; nothing of graphs or training.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+
+class MetricsLog:
+    """Appends one JSON object a line to a file; a line that a crash tore is cut off on opening.
+
+    Args:
+        path: of the file; made on the first line.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._start = time.monotonic()
+
+    def repair(self) -> None:
+        """Cut off a last line without its newline, so that every line parses."""
+        if not self._path.exists():
+            return
+        data = self._path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            with self._path.open("r+b") as file:
+                file.truncate(whole)
+
+    def write(self, event: str, **values: Any) -> None:
+        """Append an event; `time_s` counts from the start of this process's part of the run."""
+        line = {"event": event, "time_s": round(time.monotonic() - self._start, 3), **values}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+class Reporter:
+    """Progress bars on a terminal, plain lines elsewhere, nothing when quiet; all on stderr.
+
+    Args:
+        quiet: say nothing but errors.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._console = Console(file=sys.stderr, quiet=quiet, highlight=False, soft_wrap=True)
+        self._progress: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Reporter:
+        if self._console.is_terminal and not self._quiet:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TextColumn("{task.fields[note]}"),
+                TimeRemainingColumn(),
+                console=self._console,
+                transient=True,
+            )
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._progress:
+            self._progress.stop()
+            self._progress = None
+            self._tasks.clear()
+
+    def say(self, message: str) -> None:
+        """Print a line for people."""
+        self._console.print(message, markup=False)
+
+    def advance(self, name: str, done: float, total: float | None, note: str = "") -> None:
+        """Show how far the work called `name` has come; bars show their remaining time.
+
+        Args:
+            name: what is done; one bar a name.
+            done: units done so far.
+            total: units in all, or None where unknown.
+            note: shown behind the bar, such as a rate.
+        """
+        if self._progress is None:
+            return
+        if name not in self._tasks:
+            for task in self._tasks.values():
+                self._progress.remove_task(task)
+            self._tasks = {name: self._progress.add_task(name, total=total, note=note)}
+        self._progress.update(self._tasks[name], completed=done, total=total, note=note)
+
+
+def to_json(values: Mapping[str, Any]) -> str:
+    """Return indented JSON, for `--json` files and standard output."""
+    return json.dumps(values, indent=2, ensure_ascii=False)

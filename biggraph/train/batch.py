@@ -1,0 +1,183 @@
+"""Batches: edges of one relation group, cut into chunks, with their negatives.
+
+Knows offsets and generators; nothing of rows or of how a step uses a batch.
+
+Axes: E edges, C chunks, P positives per chunk, D dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from biggraph.config import NegativesSection
+from biggraph.model.model import Model, RelationGroup
+from biggraph.model.negatives import (
+    Candidates,
+    all_candidates,
+    mask_known_in_chunk,
+    sample_candidates,
+)
+from biggraph.types import Edges, Side
+
+# Positives in a chunk where the chunk's own entities are not used as negatives.
+_CHUNK_WITHOUT_IN_BATCH = 250
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Edges of one step, padded to whole chunks.
+
+    Args:
+        group: the relation group that every edge belongs to.
+        ids: offsets of both ends, int64 [C, P] by side.
+        place_CP: place of the relation in the group, int64.
+        weight_CP: edge weight times relation weight, float32; 0 at padding.
+        valid_CP: bool, False at padding.
+        candidates: negatives of each side that is replaced.
+        keep: for dropout, float32 [C, P, D] factors (0 or 1/(1-p)) by replaced side.
+    """
+
+    group: RelationGroup
+    ids: Mapping[Side, Tensor]
+    place_CP: Tensor
+    weight_CP: Tensor
+    valid_CP: Tensor
+    candidates: Mapping[Side, Candidates]
+    keep: Mapping[Side, Tensor]
+
+    @property
+    def num_edges(self) -> int:
+        """Edges without padding."""
+        return int(self.valid_CP.sum())
+
+
+class BatchMaker:
+    """Cuts the edges of one bucket into batches and draws their negatives.
+
+    Args:
+        model: for relation groups, weights and dimension.
+        negatives: section of the run file.
+        batch_size: edges of one step.
+        dropout: share of anchor coordinates set to 0.
+    """
+
+    def __init__(
+        self, model: Model, negatives: NegativesSection, *, batch_size: int, dropout: float
+    ) -> None:
+        self._model = model
+        self._negatives = negatives
+        self._batch_size = batch_size
+        self._dropout = dropout
+        sides = {"both": (Side.RHS, Side.LHS), "lhs": (Side.LHS,), "rhs": (Side.RHS,)}
+        self._sides = sides[negatives.sides]
+
+    def plan(self, edges: Edges, generator: torch.Generator) -> list[Tensor]:
+        """Return the positions of each batch's edges, int64: shuffled, one relation group each.
+
+        Batches of different groups are interleaved at random, so that no group comes last.
+        """
+        order_E = torch.randperm(len(edges), generator=generator)
+        group_E = self._model.group_of[torch.from_numpy(edges.rel.astype(np.int64))[order_E]]
+        grouped_E = order_E[torch.argsort(group_E, stable=True)]
+        counts = torch.bincount(group_E, minlength=len(self._model.groups)).tolist()
+        batches = [
+            batch
+            for part in torch.split(grouped_E, counts)
+            if len(part)
+            for batch in torch.split(part, self._batch_size)
+        ]
+        shuffled = torch.randperm(len(batches), generator=generator).tolist()
+        return [batches[i] for i in shuffled]
+
+    def batches(
+        self,
+        edges: Edges,
+        plan: list[Tensor],
+        counts: Mapping[str, int],
+        generator: torch.Generator,
+    ) -> Iterator[Batch]:
+        """Yield the batches of a plan.
+
+        Args:
+            edges: of one bucket.
+            plan: positions by batch, from `plan`.
+            counts: entities in the loaded partition, by "lhs:TYPE" and "rhs:TYPE".
+            generator: source of negatives and of dropout.
+        """
+        for positions in plan:
+            chosen = edges.take(positions.numpy())
+            yield self._make(chosen, counts, generator)
+
+    def _make(self, edges: Edges, counts: Mapping[str, int], generator: torch.Generator) -> Batch:
+        size = len(edges)
+        chunk = min(self._chunk_size(), size)
+        chunks = -(-size // chunk)
+        rel = torch.from_numpy(edges.rel.astype(np.int64))
+        group = self._model.groups[int(self._model.group_of[rel[0]])]
+        weight = self._model.relation_weights[rel]
+        if edges.weight is not None:
+            weight = weight * torch.from_numpy(edges.weight)
+        ids = {
+            Side.LHS: _padded(torch.from_numpy(edges.lhs.astype(np.int64)), chunks, chunk),
+            Side.RHS: _padded(torch.from_numpy(edges.rhs.astype(np.int64)), chunks, chunk),
+        }
+        place_CP = _padded(self._model.place_of[rel], chunks, chunk)
+        valid_CP = _padded(torch.ones(size, dtype=torch.bool), chunks, chunk)
+        candidates = {}
+        for side in self._sides:
+            drawn = self._draw(group, side, ids[side], valid_CP, counts, generator)
+            if self._negatives.filter_chunk:
+                drawn = mask_known_in_chunk(drawn, ids[side.other], place_CP, ids[side])
+            candidates[side] = drawn
+        weight_CP = _padded(weight, chunks, chunk)
+        keep = self._keep(chunks, chunk, generator)
+        return Batch(group, ids, place_CP, weight_CP, valid_CP, candidates, keep)
+
+    def _draw(
+        self,
+        group: RelationGroup,
+        side: Side,
+        true_CP: Tensor,
+        valid_CP: Tensor,
+        counts: Mapping[str, int],
+        generator: torch.Generator,
+    ) -> Candidates:
+        count = counts[f"{side}:{group.entity_type(side)}"]
+        if self._negatives.all:
+            return all_candidates(true_CP, count=count)
+        return sample_candidates(
+            true_CP,
+            valid_CP,
+            count=count,
+            in_batch=self._negatives.in_batch > 0,
+            uniform=self._negatives.uniform,
+            generator=generator,
+        )
+
+    def _chunk_size(self) -> int:
+        if self._negatives.all:
+            return self._batch_size
+        return self._negatives.in_batch or _CHUNK_WITHOUT_IN_BATCH
+
+    def _keep(self, chunks: int, chunk: int, generator: torch.Generator) -> dict[Side, Tensor]:
+        if self._dropout == 0:
+            return {}
+        share = 1 - self._dropout
+        shape = (chunks, chunk, self._model.dimension)
+        return {
+            side: torch.empty(shape).bernoulli_(share, generator=generator).div_(share)
+            for side in self._sides
+        }
+
+
+def _padded(values_B: Tensor, chunks: int, chunk: int) -> Tensor:
+    """Return [C, P], filled up with zeros (False for bool)."""
+    padding = chunks * chunk - len(values_B)
+    if padding:
+        values_B = torch.cat((values_B, values_B.new_zeros(padding)))
+    return values_B.view(chunks, chunk)

@@ -1,0 +1,137 @@
+"""Training one bucket: threads over shared rows, each taking its share of the batches.
+
+Threads update the same tables without locks (Hogwild: Niu et al., NIPS 2011); torch releases the
+interpreter lock inside its kernels. Knows tables and edges; nothing of schedules or storage.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from biggraph.errors import DivergenceError, Interrupted
+from biggraph.model.model import Model
+from biggraph.train.batch import BatchMaker
+from biggraph.train.step import StepSettings, Tables, train_step
+from biggraph.types import Bucket, Edges, mix_seed
+
+# Generators of one (epoch, bucket) differ in this last part of their seed.
+_PLAN_STREAM = -1
+
+OnBatch = Callable[[int, float], None]
+
+
+@dataclass(frozen=True)
+class BucketStats:
+    """What training one bucket came to.
+
+    Args:
+        edges: edges trained.
+        loss: mean loss of an edge, summed over replaced sides, without regularization.
+    """
+
+    edges: int
+    loss: float
+
+
+class BucketTrainer:
+    """Trains buckets on a fixed number of threads.
+
+    Args:
+        model: scores edges and holds the relation parameters.
+        settings: of the step.
+        maker: cuts edges into batches.
+        threads: worker threads, each with one core of torch.
+        seed: of the run.
+    """
+
+    def __init__(
+        self, model: Model, settings: StepSettings, maker: BatchMaker, *, threads: int, seed: int
+    ) -> None:
+        self._model = model
+        self._settings = settings
+        self._maker = maker
+        self._threads = threads
+        self._seed = seed
+        self._stop = threading.Event()
+
+    def stop(self) -> None:
+        """Make the bucket in training end at once with `Interrupted`."""
+        self._stop.set()
+
+    def train(
+        self, epoch: int, bucket: Bucket, tables: Tables, edges: Edges, on_batch: OnBatch
+    ) -> BucketStats:
+        """Train every edge of a bucket once.
+
+        Args:
+            epoch: number of the epoch; with the bucket it seeds order and negatives.
+            bucket: to name in errors.
+            tables: of the bucket's partitions; rows and state change in place.
+            edges: of the bucket.
+            on_batch: called with the edges and the mean loss of each batch.
+
+        Raises:
+            DivergenceError: a loss was not finite.
+            Interrupted: `stop` was called.
+        """
+        seeds = (self._seed, epoch, bucket.lhs, bucket.rhs)
+        plan = self._maker.plan(edges, _generator(*seeds, _PLAN_STREAM))
+        failed = threading.Event()
+
+        def work(worker: int) -> tuple[int, float]:
+            torch.set_num_threads(1)
+            share = plan[worker :: self._threads]
+            generator = _generator(*seeds, worker)
+            try:
+                return self._train_share(bucket, tables, edges, share, generator, failed, on_batch)
+            except BaseException:
+                failed.set()
+                raise
+
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="train") as pool:
+            futures = [pool.submit(work, worker) for worker in range(self._threads)]
+            wait(futures, return_when=FIRST_EXCEPTION)
+        done = [future.result() for future in futures]
+        total = sum(count for count, _ in done)
+        loss = sum(loss for _, loss in done) / max(total, 1)
+        return BucketStats(total, loss)
+
+    def _train_share(  # noqa: PLR0913 - one call site, right above
+        self,
+        bucket: Bucket,
+        tables: Tables,
+        edges: Edges,
+        share: list[Tensor],
+        generator: torch.Generator,
+        failed: threading.Event,
+        on_batch: OnBatch,
+    ) -> tuple[int, float]:
+        counts = {f"{side}:{name}": len(table.rows) for (side, name), table in tables.items()}
+        trained, loss_sum = 0, 0.0
+        for batch in self._maker.batches(edges, share, counts, generator):
+            if self._stop.is_set():
+                raise Interrupted("stopped; work since the last commit was given up")
+            if failed.is_set():
+                break
+            loss = train_step(self._model, self._settings, tables, batch)
+            size = batch.num_edges
+            if not math.isfinite(loss):
+                raise DivergenceError(
+                    f"bucket {bucket}: the loss became {loss}; the last commit is kept. "
+                    "Lower optimizer.lr, or raise regularizer.n3, and run again"
+                )
+            trained += size
+            loss_sum += loss * size
+            on_batch(size, loss)
+        return trained, loss_sum
+
+
+def _generator(*seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(mix_seed(*seed))

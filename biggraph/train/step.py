@@ -1,0 +1,221 @@
+"""The reference training step: what one batch does to rows and relation parameters.
+
+This is the definition. Gathered rows are the leaves of autograd, not tables, so there are no
+sparse gradients and no optimizer objects; duplicates inside a batch are gathered once, so their
+gradients are summed before one Adagrad update. It holds the package's only backward pass.
+
+Axes: U distinct rows of a table, C chunks, P positives per chunk, N candidates, D dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from biggraph.model.losses import MASKED, Loss
+from biggraph.model.model import Model
+from biggraph.model.regularizers import n3
+from biggraph.storage.table import EmbeddingTable
+from biggraph.train.batch import Batch
+from biggraph.types import PartitionKey, Side
+
+_ADAGRAD_EPSILON = 1e-10
+
+Tables = Mapping[tuple[Side, str], EmbeddingTable]
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What a step needs to know of the run file.
+
+    Args:
+        loss: of each positive against its negatives.
+        n3: weight of the N3 regularizer.
+        lr: learning rate of rows.
+        relation_lr: learning rate of relation parameters.
+    """
+
+    loss: Loss
+    n3: float
+    lr: float
+    relation_lr: float
+
+
+class _Leaf:
+    """Distinct rows of one tensor that a batch uses, with their gradient."""
+
+    def __init__(self, values: Tensor, sums: Tensor, ids: Tensor | None) -> None:
+        self.values, self.sums, self.ids = values, sums, ids
+        rows = values if ids is None else values.index_select(0, ids)
+        self.rows = rows.detach().requires_grad_()
+
+    def adagrad_(self, lr: float) -> None:
+        """Move the rows: sums += g^2, values -= lr * g / sqrt(sums) (Duchi et al., JMLR 2011).
+
+        Row-wise where `sums` has one number a row: sums += mean(g^2).
+        """
+        gradient_UD = self.rows.grad
+        if gradient_UD is None:
+            return
+        row_wise = self.sums.dim() < self.values.dim()
+        squares = gradient_UD.square()
+        squares = squares.flatten(1).mean(1) if row_wise else squares
+        # Without ids the leaf is the tensor itself: everything is updated in place.
+        sums = self.sums if self.ids is None else self.sums.index_select(0, self.ids)
+        sums = sums.add_(squares)
+        scale = sums.sqrt().add_(_ADAGRAD_EPSILON)
+        scale = scale.view(-1, *[1] * (self.values.dim() - 1)) if row_wise else scale
+        step_UD = gradient_UD.div_(scale)
+        if self.ids is None:
+            self.values.add_(step_UD, alpha=-lr)
+        else:
+            self.sums.index_copy_(0, self.ids, sums)
+            self.values.index_add_(0, self.ids, step_UD, alpha=-lr)
+
+
+class _Rows:
+    """The rows of one batch: a leaf for each table in use, and where each user finds its rows."""
+
+    def __init__(self, tables: Tables, batch: Batch) -> None:
+        self._leaves: dict[PartitionKey, _Leaf] = {}
+        self._index: dict[tuple[Side, str], Tensor | None] = {}
+        wanted: dict[PartitionKey, list[tuple[tuple[Side, str], Tensor | None]]] = {}
+        for side in Side:
+            table = tables[side, batch.group.entity_type(side)]
+            uses = wanted.setdefault(table.key, [])
+            uses.append(((side, "own"), batch.ids[side]))
+            if side in batch.candidates:
+                uses.append(((side, "candidates"), batch.candidates[side].ids_CN))
+        by_key = {table.key: table for table in tables.values()}
+        self._key: dict[Side, PartitionKey] = {
+            side: tables[side, batch.group.entity_type(side)].key for side in Side
+        }
+        for key, uses in wanted.items():
+            self._leaves[key] = self._gather(by_key[key], uses)
+
+    def _gather(
+        self, table: EmbeddingTable, uses: list[tuple[tuple[Side, str], Tensor | None]]
+    ) -> _Leaf:
+        if any(ids is None for _, ids in uses):
+            self._index.update(uses)
+            return _Leaf(table.rows, table.state, None)
+        flat = torch.cat([ids.flatten() for _, ids in uses if ids is not None])
+        distinct_U, inverse = torch.unique(flat, return_inverse=True)
+        sizes = [ids.numel() for _, ids in uses if ids is not None]
+        for (use, ids), index in zip(uses, torch.split(inverse, sizes), strict=True):
+            assert ids is not None
+            self._index[use] = index.view(ids.shape)
+        return _Leaf(table.rows, table.state, distinct_U)
+
+    def own(self, side: Side) -> Tensor:
+        """Return the rows of one end of every edge, [C, P, D]."""
+        return self._select(side, "own")
+
+    def candidates(self, side: Side) -> Tensor:
+        """Return the rows of a side's candidates, [C, N, D]."""
+        return self._select(side, "candidates")
+
+    def _select(self, side: Side, use: str) -> Tensor:
+        rows_UD = self._leaves[self._key[side]].rows
+        index = self._index[side, use]
+        if index is None:
+            return rows_UD.unsqueeze(0)
+        return rows_UD.index_select(0, index.flatten()).view(*index.shape, -1)
+
+    def adagrad_(self, lr: float) -> None:
+        """Move every row that the batch used."""
+        for leaf in self._leaves.values():
+            leaf.adagrad_(lr)
+
+
+class _Relations:
+    """The relation parameters of one batch, one row an edge, by the end that they transform."""
+
+    def __init__(self, model: Model, batch: Batch) -> None:
+        distinct, inverse = torch.unique(batch.place_CP, return_inverse=True)
+        self._leaves: dict[Side, dict[str, _Leaf]] = {}
+        self._inverse = inverse
+        store = model.parameters
+        for end in Side:
+            names = model.parameter_names(batch.group, end)
+            self._leaves[end] = {
+                own: _Leaf(store.values[name], store.sums[name], distinct)
+                for own, name in names.items()
+            }
+
+    def of(self, end: Side) -> dict[str, Tensor]:
+        """Return parameters by their own names, [C, P, ...]."""
+        return {name: leaf.rows[self._inverse] for name, leaf in self._leaves[end].items()}
+
+    def adagrad_(self, lr: float) -> None:
+        """Move every parameter that the batch used."""
+        for leaves in self._leaves.values():
+            for leaf in leaves.values():
+                leaf.adagrad_(lr)
+
+
+def train_step(model: Model, settings: StepSettings, tables: Tables, batch: Batch) -> float:
+    """Score one batch and move its rows and relation parameters one Adagrad step.
+
+    Args:
+        model: holds the relation parameters, which change.
+        settings: loss, regularization, learning rates.
+        tables: by (side, entity type) of the bucket; rows and state change.
+        batch: edges, negatives and masks.
+
+    Returns:
+        The loss: weighted mean over edges, summed over replaced sides, without regularization.
+    """
+    rows, relations = _Rows(tables, batch), _Relations(model, batch)
+    num_edges = batch.num_edges
+    loss, penalty = batch_loss(model, settings, batch, rows, relations)
+    total = (loss + penalty) / num_edges
+    total.backward()
+    rows.adagrad_(settings.lr)
+    relations.adagrad_(settings.relation_lr)
+    return float(loss.detach()) / num_edges
+
+
+def batch_loss(
+    model: Model, settings: StepSettings, batch: Batch, rows: _Rows, relations: _Relations
+) -> tuple[Tensor, Tensor]:
+    """Return the loss and the penalty of a batch, each summed over edges and replaced sides."""
+    zero = torch.zeros(())
+    loss, penalty = zero, zero
+    parameters = {end: relations.of(end) for end in Side}
+    for side, candidates in batch.candidates.items():
+        own_CPD, anchor_CPD = rows.own(side), rows.own(side.other)
+        if side in batch.keep:
+            anchor_CPD = anchor_CPD * batch.keep[side]
+        query_CPD = model.query_with(batch.group, side, anchor_CPD, parameters[side.other])
+        true_CPD = model.candidates_with(batch.group, side, own_CPD, parameters[side])
+        # Without reciprocal relations a group is one relation, whose parameters serve all rows.
+        shared = {name: value[:1, :1] for name, value in parameters[side].items()}
+        candidates_CND = model.candidates_with(batch.group, side, rows.candidates(side), shared)
+        positive_CP = model.matched(query_CPD, true_CPD)
+        negative_CPN = model.pairwise(query_CPD, candidates_CND)
+        # Every loss has gradient 0 at MASKED, so that filling behind autograd's back is exact.
+        negative_CPN.detach().masked_fill_(candidates.mask_CPN, MASKED)
+        loss = loss + (settings.loss(positive_CP, negative_CPN) * batch.weight_CP).sum()
+    if settings.n3:
+        penalty = settings.n3 * _penalty(model, batch, rows, parameters)
+    return loss, penalty
+
+
+def _penalty(
+    model: Model, batch: Batch, rows: _Rows, parameters: Mapping[Side, dict[str, Tensor]]
+) -> Tensor:
+    """Return the summed N3 norm of both ends and the operator of every edge and replaced side."""
+    operator = model.operator(batch.group)
+    ends = [n3(operator.magnitudes(rows.own(end))) for end in Side]
+    penalty_CP = (ends[0] + ends[1]) * len(batch.candidates)
+    for side in batch.candidates:
+        end = side.other if model.reciprocal else Side.RHS
+        flat = {name: value.flatten(0, 1) for name, value in parameters[end].items()}
+        magnitudes_BM = operator.parameter_magnitudes(flat) if flat else None
+        if magnitudes_BM is not None:
+            penalty_CP = penalty_CP + n3(magnitudes_BM).view_as(penalty_CP)
+    return (penalty_CP * batch.valid_CP).sum()

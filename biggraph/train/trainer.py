@@ -1,0 +1,321 @@
+"""The training loop: epochs of buckets, commits, validation, early stopping.
+
+Reads top-down: `run` → `_epoch` → `_bucket`. A world of one is a world: the same loop serves every
+deployment, which differ only in the scheduler, store and relation parameters that it is given.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from biggraph.errors import DivergenceError, Interrupted
+from biggraph.log import MetricsLog, Reporter
+from biggraph.model.model import Model
+from biggraph.scheduling.scheduler import BucketScheduler, Grant
+from biggraph.storage.cache import PartitionCache
+from biggraph.storage.run import RunDirectory
+from biggraph.storage.table import EmbeddingTable, advance_chain
+from biggraph.train.bucket import BucketStats, BucketTrainer
+from biggraph.train.edges import EdgeReader
+from biggraph.train.step import Tables
+from biggraph.types import Bucket, PartitionKey, Side
+
+Validate = Callable[[], dict[str, Any]]
+ScheduleEpoch = Callable[[int, frozenset[Bucket]], BucketScheduler]
+
+_OWNER = "worker-0"
+_METRIC = "mrr"
+
+
+class Clock(Protocol):
+    """Where time comes from; tests bring their own."""
+
+    def __call__(self) -> float:
+        """Return seconds that only move forward."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the loop needs to know of the run file.
+
+    Args:
+        epochs: passes over all edges.
+        commit_every: longest time between two commits, in seconds.
+        loss_spike: multiple of the first loss at which the run stops.
+        eval_every: epochs between validations, 0 for none.
+        patience: validations without gain before stopping, 0 for never.
+    """
+
+    epochs: int
+    commit_every: float
+    loss_spike: float
+    eval_every: int
+    patience: int
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended.
+
+    Args:
+        epochs: complete epochs, those of earlier starts included.
+        edges: edges trained by this start.
+        best: metrics of the best validation, or None without validation.
+        stopped_early: whether patience ran out.
+    """
+
+    epochs: int
+    edges: int
+    best: dict[str, Any] | None
+    stopped_early: bool
+
+
+@dataclass
+class _Pending:
+    """Work since the last commit."""
+
+    since: float
+    buckets: list[Bucket] = field(default_factory=list)
+    edges: int = 0
+    loss_sum: float = 0.0
+
+    def add(self, bucket: Bucket, stats: BucketStats) -> None:
+        self.buckets.append(bucket)
+        self.edges += stats.edges
+        self.loss_sum += stats.loss * stats.edges
+
+
+class Trainer:
+    """Trains a run to its last epoch, from wherever its log stands.
+
+    Args:
+        plan: numbers of the run file.
+        model: its relation parameters are those of the last commit.
+        needs: partitions that each non-empty bucket locks.
+        edges: edges by bucket, one bucket read ahead.
+        schedule: makes an epoch's scheduler, given the buckets that are done.
+        cache: holds tables.
+        run_directory: the log; its state says where to go on.
+        bucket_trainer: trains one bucket.
+        validate: evaluates the last commit on the validation split, or None.
+        metrics: JSON lines.
+        reporter: progress.
+        clock: seconds.
+    """
+
+    def __init__(  # noqa: PLR0913 - the composition root passes everything once
+        self,
+        *,
+        plan: Plan,
+        model: Model,
+        needs: Mapping[Bucket, frozenset[PartitionKey]],
+        edges: EdgeReader,
+        schedule: ScheduleEpoch,
+        cache: PartitionCache,
+        run_directory: RunDirectory,
+        bucket_trainer: BucketTrainer,
+        validate: Validate | None,
+        metrics: MetricsLog,
+        reporter: Reporter,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._plan = plan
+        self._model = model
+        self._needs = needs
+        self._edges = edges
+        self._schedule = schedule
+        self._cache = cache
+        self._run = run_directory
+        self._bucket_trainer = bucket_trainer
+        self._validate = validate
+        self._metrics = metrics
+        self._reporter = reporter
+        self._clock = clock
+        self._pending = _Pending(clock())
+        self._stop_requested = False
+        self._trained = 0
+
+    def stop(self) -> None:
+        """Finish the bucket in training, commit and raise `Interrupted`; at once when repeated."""
+        if self._stop_requested:
+            self._bucket_trainer.stop()
+        self._stop_requested = True
+        self._reporter.say("stopping after this bucket; once more stops now and loses its work")
+
+    def run(self) -> TrainResult:
+        """Train what is left, and return how it ended.
+
+        Raises:
+            DivergenceError: a loss was not finite or exploded; the last commit is kept.
+            Interrupted: `stop` was called; everything trained is committed.
+        """
+        self._validate_if_due()
+        while self._run.state.epochs_done < self._plan.epochs and not self._out_of_patience():
+            self._epoch(self._run.state.epochs_done + 1)
+            self._validate_if_due()
+        state = self._run.state
+        best = max(state.evaluations.values(), key=lambda m: m[_METRIC], default=None)
+        return TrainResult(state.epochs_done, self._trained, best, self._out_of_patience())
+
+    def _epoch(self, epoch: int) -> None:
+        started = self._clock()
+        done = frozenset(self._run.state.done)
+        scheduler = self._schedule(epoch, done)
+        progress = _EpochProgress(self._reporter, epoch, self._plan.epochs, self._clock)
+        progress.start(self._edges.count(b for b in self._needs if b not in done))
+        while isinstance(grant := scheduler.acquire(_OWNER), Grant):
+            self._give_back(scheduler, grant.evict)
+            stats = self._bucket(epoch, grant.bucket, scheduler, progress)
+            self._pending.add(grant.bucket, stats)
+            scheduler.finish(_OWNER)
+            if self._clock() - self._pending.since >= self._plan.commit_every:
+                self._commit(epoch)
+            if self._stop_requested:
+                self._commit(epoch)
+                raise Interrupted("stopped; everything trained so far is committed")
+        self._commit(epoch)
+        self._report_epoch(epoch, progress, self._clock() - started)
+
+    def _bucket(
+        self, epoch: int, bucket: Bucket, scheduler: BucketScheduler, progress: _EpochProgress
+    ) -> BucketStats:
+        tables = self._cache.hold(self._needs[bucket])
+        edges = self._edges.read(bucket)
+        following = scheduler.peek(_OWNER)
+        if following is not None:
+            self._edges.prefetch(following)
+            self._cache.prefetch(self._needs[following])
+        started = self._clock()
+        stats = self._bucket_trainer.train(
+            epoch, bucket, by_side(bucket, tables), edges, progress.batch
+        )
+        self._guard(bucket, stats)
+        progress.bucket(stats)
+        for table in tables.values():
+            table.chain = advance_chain(table.chain, epoch, bucket)
+        self._trained += stats.edges
+        seconds = max(self._clock() - started, 1e-9)
+        self._metrics.write(
+            "bucket", epoch=epoch, bucket=list(bucket), edges=stats.edges, loss=stats.loss,
+            edges_per_s=round(stats.edges / seconds, 1),
+        )  # fmt: skip
+        return stats
+
+    def _give_back(self, scheduler: BucketScheduler, keys: frozenset[PartitionKey]) -> None:
+        if keys:
+            self._cache.flush()
+            scheduler.give_back(_OWNER, keys)
+
+    def _guard(self, bucket: Bucket, stats: BucketStats) -> None:
+        first = self._run.state.first_loss
+        if first and stats.edges and stats.loss > self._plan.loss_spike * first:
+            raise DivergenceError(
+                f"bucket {bucket}: the loss rose to {stats.loss:.4g}, more than "
+                f"{self._plan.loss_spike:g} times that of the first commit ({first:.4g}); the last "
+                "commit is kept. Lower optimizer.lr and run again"
+            )
+
+    def _commit(self, epoch: int) -> None:
+        pending, self._pending = self._pending, _Pending(self._clock())
+        if not pending.buckets:
+            return
+        self._run.commit(
+            epoch=epoch,
+            buckets=pending.buckets,
+            partitions=self._cache.flush(),
+            relations=self._model.arrays(),
+            edges=pending.edges,
+            loss=pending.loss_sum / max(pending.edges, 1),
+        )
+        self._run.collect_garbage()
+        self._metrics.write(
+            "commit", epoch=epoch, buckets=len(pending.buckets), edges=pending.edges
+        )
+
+    def _report_epoch(self, epoch: int, progress: _EpochProgress, seconds: float) -> None:
+        rate = progress.edges / max(seconds, 1e-9)
+        waited = self._cache.statistics.waited_s
+        self._metrics.write(
+            "epoch", epoch=epoch, edges=progress.edges, edges_per_s=round(rate, 1),
+            loss=progress.loss, seconds=round(seconds, 3), io_wait_s=round(waited, 3),
+        )  # fmt: skip
+        self._reporter.say(
+            f"epoch {epoch}/{self._plan.epochs}  loss {progress.loss:.4f}  "
+            f"{rate:,.0f} edges/s  {seconds:.1f} s"
+        )
+
+    def _validate_if_due(self) -> None:
+        state, every = self._run.state, self._plan.eval_every
+        epoch = state.epochs_done
+        due = every and epoch and epoch % every == 0 and epoch not in state.evaluations
+        if not due or self._validate is None:
+            return
+        earlier = max((m[_METRIC] for m in state.evaluations.values()), default=-1.0)
+        metrics = self._validate()
+        # The snapshot comes first: a crash in between only repeats the evaluation.
+        if metrics[_METRIC] > earlier:
+            self._run.snapshot("best")
+        self._run.record_evaluation(epoch, metrics)
+        self._metrics.write("evaluation", epoch=epoch, **metrics)
+        self._reporter.say(
+            f"epoch {epoch}  validation mrr {metrics['mrr']:.4f}  hits@10 {metrics['hits@10']:.4f}"
+        )
+
+    def _out_of_patience(self) -> bool:
+        if not self._plan.patience:
+            return False
+        scores = [m[_METRIC] for _, m in sorted(self._run.state.evaluations.items())]
+        if not scores:
+            return False
+        return len(scores) - 1 - scores.index(max(scores)) >= self._plan.patience
+
+
+class _EpochProgress:
+    """Edges and loss of the epoch in training: exact after each bucket, roughly right within."""
+
+    def __init__(self, reporter: Reporter, epoch: int, epochs: int, clock: Clock) -> None:
+        self._reporter = reporter
+        self._name = f"epoch {epoch}/{epochs}"
+        self._clock = clock
+        self._started = clock()
+        self._total = 0
+        self._loss_sum = 0.0
+        self._shown = 0
+        self.edges = 0
+
+    @property
+    def loss(self) -> float:
+        """Mean loss of an edge in finished buckets."""
+        return self._loss_sum / max(self.edges, 1)
+
+    def start(self, total: int) -> None:
+        """Begin, with the edges that are to be trained."""
+        self._total = total
+        self._reporter.advance(self._name, 0, total)
+
+    def batch(self, edges: int, loss: float) -> None:
+        """Show one more batch; a count that two threads lose between them is mended by `bucket`."""
+        self._shown += edges
+        rate = self._shown / max(self._clock() - self._started, 1e-9)
+        note = f"{rate:,.0f} edges/s  loss {loss:.4f}"
+        self._reporter.advance(self._name, self._shown, self._total, note)
+
+    def bucket(self, stats: BucketStats) -> None:
+        """Add a finished bucket."""
+        self.edges += stats.edges
+        self._loss_sum += stats.loss * stats.edges
+        self._shown = self.edges
+
+
+def by_side(bucket: Bucket, tables: Mapping[PartitionKey, EmbeddingTable]) -> Tables:
+    """Return a bucket's tables by side and entity type, as a step finds them."""
+    by_use = {}
+    for key, table in tables.items():
+        for side, index in ((Side.LHS, bucket.lhs), (Side.RHS, bucket.rhs)):
+            if key.index == index:
+                by_use[side, key.entity_type] = table
+    return by_use

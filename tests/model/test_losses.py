@@ -1,0 +1,119 @@
+"""Losses, regularizers and negatives against naive versions."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from biggraph.model.losses import MASKED, make_loss
+from biggraph.model.negatives import all_candidates, mask_known_in_chunk, sample_candidates
+from biggraph.model.operators import OPERATORS
+from biggraph.model.regularizers import n3
+from tests import reference
+
+
+@pytest.mark.parametrize("name", ["softmax", "logistic", "ranking"])
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+@given(seed=st.integers(0, 2**16), masked=st.integers(0, 4))
+@settings(max_examples=20, deadline=None)
+def test_loss_matches_its_formula_over_unmasked_negatives(name, temperature, seed, masked):
+    generator = torch.Generator().manual_seed(seed)
+    positive = torch.randn(1, 2, generator=generator)
+    negative = torch.randn(1, 2, 4, generator=generator)
+    negative[0, 0, :masked] = MASKED
+    found = make_loss(name, margin=0.5, temperature=temperature)(positive, negative)
+    for p in range(2):
+        kept = [float(n) for n in negative[0, p].tolist() if n > MASKED / 2]
+        expected = reference.loss(
+            name, float(positive[0, p]), kept, margin=0.5,
+            temperature=0.0 if name == "softmax" else temperature,
+        )  # fmt: skip
+        assert float(found[0, p]) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["softmax", "logistic", "ranking"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_gradient_at_masked_negatives_is_zero_and_finite(name, temperature):
+    """Even where every negative of a positive is masked."""
+    positive = torch.zeros(1, 2, requires_grad=True)
+    scores = torch.randn(1, 2, 3, requires_grad=True)
+    negative = scores * 1.0
+    mask = torch.tensor([[[True, True, True], [False, True, False]]])
+    negative.detach().masked_fill_(mask, MASKED)
+    total = make_loss(name, margin=1.0, temperature=temperature)(positive, negative).sum()
+    own, others = torch.autograd.grad(total, (positive, scores), allow_unused=True)
+    assert torch.isfinite(total)
+    assert torch.isfinite(own).all()
+    assert torch.equal(others[mask], torch.zeros(4))
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_n3_matches_its_formula(name):
+    x_BD = torch.randn(3, 6)
+    found = n3(OPERATORS[name].magnitudes(x_BD))
+    expected = [reference.n3(name, row.tolist()) for row in x_BD]
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5)
+
+
+@given(
+    seed=st.integers(0, 2**16), count=st.integers(1, 12), padding=st.integers(0, 3),
+    in_batch=st.booleans(), uniform=st.integers(0, 6),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_exactly_the_true_entity_and_padding_are_masked(seed, count, padding, in_batch, uniform):
+    if not in_batch and not uniform:
+        return
+    generator = torch.Generator().manual_seed(seed)
+    true = torch.randint(count, (2, 4), generator=generator)
+    valid = torch.ones(2, 4, dtype=torch.bool)
+    if padding:
+        valid[1, -padding:] = False
+    drawn = sample_candidates(
+        true, valid, count=count, in_batch=in_batch, uniform=uniform, generator=generator
+    )
+    assert drawn.ids_CN.shape == (2, 4 * in_batch + uniform)
+    assert int(drawn.ids_CN.max()) < count
+    for c in range(2):
+        for p in range(4):
+            for n, candidate in enumerate(drawn.ids_CN[c].tolist()):
+                is_padding = in_batch and n < 4 and not valid[c, n]
+                masked = candidate == int(true[c, p]) or is_padding
+                assert bool(drawn.mask_CPN[c, p, n]) == masked
+
+
+def test_uniform_candidates_cover_the_partition():
+    true, valid = torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.bool)
+    generator = torch.Generator().manual_seed(0)
+    drawn = sample_candidates(
+        true, valid, count=10, in_batch=False, uniform=4000, generator=generator
+    )
+    shares = torch.bincount(drawn.ids_CN.flatten(), minlength=10) / 4000
+    assert float((shares - 0.1).abs().max()) < 0.03
+
+
+def test_all_candidates_mask_only_the_true_entity():
+    drawn = all_candidates(torch.tensor([[2, 0]]), count=4)
+    assert drawn.ids_CN is None
+    assert drawn.mask_CPN.nonzero().tolist() == [[0, 0, 2], [0, 1, 0]]
+
+
+@given(seed=st.integers(0, 2**16), whole=st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_known_edges_of_the_chunk_are_masked(seed, whole):
+    generator = torch.Generator().manual_seed(seed)
+    anchor, rel, true = (torch.randint(3, (2, 5), generator=generator) for _ in range(3))
+    valid = torch.ones(2, 5, dtype=torch.bool)
+    drawn = (
+        all_candidates(true, count=3)
+        if whole
+        else sample_candidates(true, valid, count=3, in_batch=True, uniform=3, generator=generator)
+    )
+    found = mask_known_in_chunk(drawn, anchor, rel, true)
+    for c in range(2):
+        ids = range(3) if whole else drawn.ids_CN[c].tolist()
+        edges = set(zip(anchor[c].tolist(), rel[c].tolist(), true[c].tolist(), strict=True))
+        for p in range(5):
+            for n, candidate in enumerate(ids):
+                known = (int(anchor[c, p]), int(rel[c, p]), candidate) in edges
+                assert bool(found.mask_CPN[c, p, n]) == known
