@@ -319,7 +319,9 @@ def _explain(detail: dict[str, Any], data: dict[str, Any]) -> str:
         return f"{where}: missing; add it to the run file"
     if not where:
         return message
-    return f"{where} = {json.dumps(detail['input'], default=str)}: {message[0].lower()}{message[1:]}"
+    return (
+        f"{where} = {json.dumps(detail['input'], default=str)}: {message[0].lower()}{message[1:]}"
+    )
 
 
 def known_keys(loc: Sequence[str]) -> list[str]:

@@ -4,7 +4,8 @@ Holds relation parameters only; entity tables, sampling and optimization are oth
 
 With reciprocal relations (Lacroix et al., ICML 2018, sec. 4.1) every relation has one operator a
 side, applied to the end that is *not* replaced:
-    replacing rhs: comparator(op_lhs[rel](lhs), rhs)   replacing lhs: comparator(lhs, op_rhs[rel](rhs))
+    replacing rhs: comparator(op_lhs[rel](lhs), rhs)
+    replacing lhs: comparator(lhs, op_rhs[rel](rhs))
 Without them there is one operator a relation, on the right: comparator(lhs, op_rhs[rel](rhs)).
 
 Axes: B edges, N candidates, D dimension.
@@ -90,7 +91,7 @@ class Model:
         return (Side.LHS, Side.RHS) if self.reciprocal else (Side.RHS,)
 
     def parameter_names(self, group: RelationGroup, end: Side) -> dict[str, str]:
-        """Return full names in `parameters` by the operator's own names, for the operator at `end`."""
+        """Return, for the operator at `end`, full names in `parameters` by the operator's own."""
         if end not in self.operator_sides():
             return {}
         own = self.operator(group).initial(self.dimension)

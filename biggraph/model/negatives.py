@@ -76,7 +76,7 @@ def all_candidates(true_CP: Tensor, *, count: int) -> Candidates:
 def mask_known_in_chunk(
     candidates: Candidates, anchor_CP: Tensor, rel_CP: Tensor, true_CP: Tensor
 ) -> Candidates:
-    """Mask candidates that another edge of the chunk, with the same anchor and relation, makes true.
+    """Mask candidates that another edge of the chunk with the same anchor and relation makes true.
 
     Args:
         candidates: for the replaced side.

@@ -51,8 +51,8 @@ class RelationParameters:
             if array is None or array.shape != tuple(value.shape):
                 found = "nothing" if array is None else f"shape {list(array.shape)}"
                 raise FormatError(
-                    f"relation parameter {name}: expected shape {list(value.shape)}, found {found}; "
-                    "the checkpoint was made with another model or graph"
+                    f"relation parameter {name}: expected shape {list(value.shape)}, "
+                    f"found {found}; the checkpoint was made with another model or graph"
                 )
             value.copy_(torch.from_numpy(array))
             if _SUMS + name in arrays:

@@ -1,0 +1,1 @@
+"""The training loop, from a run file down to one step."""

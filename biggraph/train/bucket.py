@@ -103,7 +103,7 @@ class BucketTrainer:
         loss = sum(loss for _, loss in done) / max(total, 1)
         return BucketStats(total, loss)
 
-    def _train_share(  # noqa: PLR0913 - one call site, right above
+    def _train_share(
         self,
         bucket: Bucket,
         tables: Tables,

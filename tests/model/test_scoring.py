@@ -98,7 +98,7 @@ def test_relations_with_same_types_and_operator_share_a_group():
 @pytest.mark.parametrize("side", Side)
 @pytest.mark.parametrize("comparator", COMPARATORS)
 def test_query_and_candidates_score_as_defined(reciprocal, side, comparator):
-    """Replacing a side scores comparator(op_lhs(lhs), rhs), (lhs, op_rhs(rhs)) or the classic one."""
+    """Replacing a side scores (op_lhs(lhs), rhs), (lhs, op_rhs(rhs)) or the classic one."""
     section = ModelSection(
         dimension=4, operator="complex_diagonal", comparator=comparator, reciprocal=reciprocal
     )

@@ -1,0 +1,1 @@
+"""Partitioned graph embedding: from an edge list to embeddings of every entity."""
