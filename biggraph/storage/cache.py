@@ -1,0 +1,272 @@
+"""The tables that are in memory: a bounded cache over a partition store.
+
+One thread uses the cache; one thread of its own reads ahead and one writes behind. A table that
+has to leave is written first and stays in memory until that is done; asked for meanwhile, it is
+taken back without reading. What a background thread raises surfaces at the next call. The writing
+thread shares two fields with the caller, `_tables` and `_leaving`; the lock is for these. Knows
+nothing of files, buckets or commits.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TypeVar
+
+from biggraph.storage.state import PartitionVersion
+from biggraph.storage.store import PartitionStore
+from biggraph.storage.table import EmbeddingTable
+from biggraph.types import PartitionKey
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class CacheStatistics:
+    """What the cache did since it was made.
+
+    Args:
+        loads: tables read or made.
+        saves: tables written.
+        bytes_loaded: size of the tables read or made.
+        bytes_saved: size of the tables written.
+        wait_s: seconds in which the caller waited for reading and writing.
+    """
+
+    loads: int = 0
+    saves: int = 0
+    bytes_loaded: int = 0
+    bytes_saved: int = 0
+    wait_s: float = 0.0
+
+
+class PartitionCache:
+    """Keeps tables in memory, as many as fit.
+
+    Args:
+        store: where tables come from and go to.
+        capacity_bytes: of all tables in memory, those being read and written included. What one
+            call of `hold` asks for is allowed in any case.
+        size_of: bytes of the table of a partition.
+    """
+
+    def __init__(
+        self,
+        store: PartitionStore,
+        capacity_bytes: int,
+        size_of: Callable[[PartitionKey], int],
+    ) -> None:
+        self._store, self._capacity, self._size_of = store, capacity_bytes, size_of
+        self._lock = threading.Lock()
+        self._tables: dict[PartitionKey, EmbeddingTable] = {}  # least recently used first
+        self._pinned: frozenset[PartitionKey] = frozenset()
+        self._dirty: set[PartitionKey] = set()  # may differ from the newest version saved
+        self._leaving: set[PartitionKey] = set()  # to be dropped when written
+        self._reads: dict[PartitionKey, Future[EmbeddingTable]] = {}
+        self._writes: dict[PartitionKey, Future[PartitionVersion]] = {}
+        self._unclaimed: dict[PartitionKey, PartitionVersion] = {}  # saved since the last flush
+        self._reader = ThreadPoolExecutor(1, "biggraph-read")  # starts with its first task
+        self._writer = ThreadPoolExecutor(1, "biggraph-write")
+        self.statistics = CacheStatistics()
+
+    def hold(self, keys: Iterable[PartitionKey]) -> dict[PartitionKey, EmbeddingTable]:
+        """Return the tables of these partitions and keep them in memory until the next call.
+
+        They count as changed: the caller trains them. Others may leave memory.
+
+        Raises:
+            FormatError: a file is damaged.
+            StorageError: the file system refused.
+            DivergenceError: a table that was to be written is not finite.
+        """
+        wanted = list(dict.fromkeys(keys))
+        self._collect()
+        self._pinned = frozenset(wanted)
+        with self._lock:
+            self._leaving -= self._pinned
+        self._make_room(self._missing_bytes(wanted))
+        for key in wanted:
+            self._read(key)
+        for key in wanted:
+            self._await_read(key)
+            self._await_write(key)  # nobody may change a table that is being written
+            with self._lock:
+                self._tables[key] = self._tables.pop(key)  # most recently used
+        self._dirty |= self._pinned
+        return {key: self._tables[key] for key in wanted}
+
+    def prefetch(self, keys: Iterable[PartitionKey]) -> None:
+        """Begin to read these partitions, as far as capacity allows beside the tables held.
+
+        Raises:
+            StorageError, FormatError, DivergenceError: from work in the background.
+        """
+        wanted = list(dict.fromkeys(keys))
+        self._collect()
+        spare = self._capacity - self._total(self._pinned)
+        for key in wanted:
+            if key in self._pinned:
+                continue
+            spare -= self._size_of(key)
+            if spare < 0:
+                break
+            with self._lock:
+                self._leaving.discard(key)
+            if key not in self._tables and key not in self._reads:
+                if not self._evict(self._size_of(key), keep=self._pinned | set(wanted)):
+                    break
+                self._read(key)
+
+    def flush(self) -> dict[PartitionKey, PartitionVersion]:
+        """Write every changed table; they stay in memory, unchanged until `hold` is called.
+
+        Returns:
+            The newest version of each partition changed since the last flush.
+
+        Raises:
+            DivergenceError: a table is not finite.
+            StorageError: the file system refused.
+        """
+        self._collect()
+        for key in sorted(self._dirty):
+            self._write(key)
+        for key in list(self._writes):
+            self._await_write(key)
+        flushed, self._unclaimed = self._unclaimed, {}
+        return flushed
+
+    def close(self) -> None:
+        """End the background threads; what was not flushed is lost."""
+        self._reader.shutdown(cancel_futures=True)
+        self._writer.shutdown(cancel_futures=True)
+
+    def __enter__(self) -> PartitionCache:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def bytes_used(self) -> int:
+        """Bytes of all tables in memory, those being read and written included."""
+        with self._lock:
+            return self._total(self._tables) + self._total(self._reads)
+
+    def _total(self, keys: Iterable[PartitionKey]) -> int:
+        return sum(map(self._size_of, keys))
+
+    def _missing_bytes(self, keys: Iterable[PartitionKey]) -> int:
+        return self._total(k for k in keys if k not in self._tables and k not in self._reads)
+
+    def _make_room(self, needed: int) -> None:
+        """Let unpinned tables leave until `needed` bytes more fit, waiting for them to be gone."""
+        while not self._evict(needed, keep=self._pinned) and (
+            unwanted := self._reads.keys() - self._pinned
+        ):
+            self._await_read(min(unwanted))
+        while self._leaving and self.bytes_used + needed > self._capacity:
+            with self._lock:
+                leaving = next(iter(self._leaving), None)
+            if leaving is not None:
+                self._await_write(leaving)
+
+    def _evict(self, needed: int, keep: Iterable[PartitionKey]) -> bool:
+        """Let the least recently used tables leave; tell whether `needed` more will fit then."""
+        with self._lock:
+            candidates = [k for k in self._tables if k not in keep and k not in self._leaving]
+            staying = self._total(self._tables) - self._total(self._leaving)
+        staying += self._total(self._reads)
+        for key in candidates:
+            if staying + needed <= self._capacity:
+                break
+            staying -= self._size_of(key)
+            self._leave(key)
+        return staying + needed <= self._capacity
+
+    def _leave(self, key: PartitionKey) -> None:
+        """Drop a table, at once or when it is written."""
+        self._await_write(key)
+        with self._lock:
+            if key in self._dirty:
+                self._leaving.add(key)
+            else:
+                del self._tables[key]
+        if key in self._dirty:
+            self._write(key)
+
+    def _read(self, key: PartitionKey) -> None:
+        """Begin to read a table; where there is no room yet, when what leaves is written."""
+        if key in self._tables or key in self._reads:
+            return
+        before: list[Future[PartitionVersion]] = []
+        if self.bytes_used + self._size_of(key) > self._capacity:
+            before = list(self._writes.values())
+
+        def load() -> EmbeddingTable:
+            wait(before)
+            return self._store.load(key)
+
+        self._reads[key] = self._reader.submit(load)
+
+    def _write(self, key: PartitionKey) -> None:
+        """Begin to write a table; an earlier write of it comes first."""
+        self._await_write(key)
+        self._dirty.discard(key)
+        self._writes[key] = self._writer.submit(self._save, self._tables[key])
+
+    def _save(self, table: EmbeddingTable) -> PartitionVersion:
+        """Write a table and drop it if it is still to leave (on the writing thread)."""
+        saved = self._store.save(table)
+        with self._lock:
+            if table.key in self._leaving:
+                self._leaving.discard(table.key)
+                del self._tables[table.key]
+        return saved
+
+    def _collect(self) -> None:
+        """Take in what the background threads have done; raise what they raised."""
+        for key in [k for k, write in self._writes.items() if write.done()]:
+            self._await_write(key)
+        for key in [k for k, read in self._reads.items() if read.done()]:
+            self._await_read(key)
+
+    def _await_read(self, key: PartitionKey) -> None:
+        if key not in self._reads:
+            return
+        table = self._wait(self._reads.pop(key))
+        with self._lock:
+            self._tables[key] = table
+        self.statistics.loads += 1
+        self.statistics.bytes_loaded += self._size_of(key)
+
+    def _await_write(self, key: PartitionKey) -> None:
+        if key not in self._writes:
+            return
+        try:
+            saved = self._wait(self._writes.pop(key))
+        except BaseException:
+            with self._lock:
+                self._leaving.discard(key)
+            self._dirty.add(key)
+            raise
+        self.statistics.saves += 1
+        self.statistics.bytes_saved += self._size_of(key)
+        if key in self._unclaimed:
+            self._store.discard(self._unclaimed[key])
+        self._unclaimed[key] = saved
+
+    def _wait(self, future: Future[T]) -> T:
+        start = time.perf_counter()
+        try:
+            return future.result()
+        finally:
+            self.statistics.wait_s += time.perf_counter() - start

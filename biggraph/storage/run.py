@@ -1,0 +1,326 @@
+"""The run directory and its one writer.
+
+    config.json   the configuration, for people; the log holds the one that counts
+    log/          numbered records: what they say happened, happened
+    parts/        immutable partition files, one per version
+    relations/    immutable files of relation parameters, one per commit
+    lock          held by the process that writes
+
+A commit writes its files first and its record last, so a crash at any moment leaves the state of
+the last record; files that no record names are removed at the next start. Knows nothing of
+training.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from biggraph.config import Config
+from biggraph.errors import FormatError, InputError, StorageError
+from biggraph.storage import fsops, lock, log
+from biggraph.storage.files import Arrays, FileRef, read_arrays, write_arrays
+from biggraph.storage.lock import RunLock
+from biggraph.storage.state import (
+    Commit,
+    Evaluation,
+    Head,
+    Init,
+    InitFacts,
+    Named,
+    PartitionVersion,
+    Reconfigured,
+    RunState,
+    dump_body,
+)
+from biggraph.storage.store import DiskStore
+from biggraph.types import Bucket, PartitionKey
+
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+FOLDERS = ("log", "parts", "relations")
+_OWN = {*FOLDERS, CONFIG, METRICS, lock.NAME}
+_FILE_NAME = re.compile(r"(?:v(\d+)-)?f(\d+)\.h5")
+
+
+class RunDirectory:
+    """The writer of a run.
+
+    Args:
+        path: the directory.
+        state: what its log says.
+        fence: above every fence ever used here.
+        run_lock: held until `close`.
+    """
+
+    def __init__(self, path: Path, state: RunState, fence: int, run_lock: RunLock) -> None:
+        self.path, self.state = path, state
+        self.store = DiskStore(path, state.facts, state.heads, fence)
+        self._first_fence = fence
+        self._lock = run_lock
+
+    @classmethod
+    def create(cls, path: str | Path, config: Config, facts: InitFacts) -> RunDirectory:
+        """Begin a run in a new or empty folder.
+
+        Raises:
+            StorageError: the folder holds a run or anything else, another process writes it, or
+                the file system refused.
+        """
+        path = Path(path)
+        fsops.make_folder(path)
+        run_lock = _claim(path)
+        try:
+            for name in FOLDERS:
+                fsops.make_folder(path / name)
+            fsops.check_put_if_absent(path)
+            fsops.replace(path / CONFIG, config.to_json().encode())
+            body = dump_body("init", Init(facts, config.to_json()))
+            first = log.Record(0, "init", body)
+            state = RunState.begin(first)
+            log.append(path / "log", first)
+        except BaseException:
+            run_lock.release()
+            raise
+        return cls(path, state, 1, run_lock)
+
+    @classmethod
+    def resume(cls, path: str | Path) -> RunDirectory:
+        """Go on with a run: replay its log, remove what no record names.
+
+        Raises:
+            FormatError: not a run, or damaged; names the file.
+            StorageError: another process writes it, or the file system refused.
+        """
+        path = Path(path)
+        require_run(path)
+        run_lock = RunLock.acquire(path)
+        try:
+            state = read_state(path)
+            for ref in state.files():
+                _require_file(path, ref)
+            fsops.check_put_if_absent(path)
+            fsops.replace(path / CONFIG, state.config.encode())
+            names = [_FILE_NAME.fullmatch(p.name) for p in _data_files(path)]
+            fence = max([state.fence, *(int(m[2]) for m in names if m)]) + 1
+            run = cls(path, state, fence, run_lock)
+            run.collect_garbage()
+            _remove_temporaries(path)
+        except BaseException:
+            run_lock.release()
+            raise
+        return run
+
+    @property
+    def config(self) -> Config:
+        """The configuration of the run."""
+        return Config.from_json(self.state.config, f"{self.path}: log")
+
+    def reconfigure(self, config: Config) -> None:
+        """Go on with another configuration; whether it suits the run is for the caller to know.
+
+        Raises:
+            StorageError: the file system refused.
+        """
+        self._append("config", Reconfigured(config.to_json()))
+        fsops.replace(self.path / CONFIG, config.to_json().encode())
+
+    def relations(self) -> Arrays:
+        """Return the newest relation parameters with their optimizer state; {} before a commit.
+
+        Raises:
+            FormatError: the file is damaged.
+        """
+        if self.state.relations is None:
+            return {}
+        return read_arrays(self.path, self.state.relations)[0]
+
+    def commit(
+        self,
+        epoch: int,
+        buckets: Sequence[Bucket],
+        partitions: Mapping[PartitionKey, PartitionVersion],
+        relations: Mapping[str, NDArray[Any]],
+        edges: int,
+        stats: Mapping[str, Any],
+    ) -> None:
+        """Make work count: all of it, or after a crash none of it.
+
+        Args:
+            epoch: in training, from 1.
+            buckets: trained since the last commit, in training order.
+            partitions: the newest version of every partition that they changed
+                (`PartitionCache.flush`).
+            relations: relation parameters and their optimizer state; names that begin with
+                "optimizer." are not part of the model.
+            edges: trained in these buckets.
+            stats: values of JSON, kept in `state.stats`.
+
+        Raises:
+            FormatError: the commit contradicts the log, a defect of the caller; nothing counts.
+            StorageError: the file system refused; resume to learn whether the commit counts.
+        """
+        fence = self.store.fence
+        arrays = {name: np.asarray(array) for name, array in relations.items()}
+        file = write_arrays(self.path, f"relations/f{fence:06d}.h5", arrays, {"fence": fence})
+        heads = tuple(
+            Head(key, self.state.heads[key].version if key in self.state.heads else 0, saved)
+            for key, saved in partitions.items()
+        )
+        body = Commit(fence, epoch, tuple(buckets), heads, file, edges, dict(stats))
+        self._append("commit", body)
+        self.store.fence = fence + 1
+
+    def record_evaluation(self, epoch: int, metrics: Mapping[str, Any]) -> None:
+        """Keep metrics in the log; raises StorageError where the file system refused."""
+        self._append("evaluation", Evaluation(epoch, dict(metrics)))
+
+    def snapshot(self, name: str) -> None:
+        """Keep the state of the last commit under a name, in place of what had it before.
+
+        Raises:
+            InputError: not a name, or "latest", which always means the last commit.
+            StorageError: the file system refused.
+        """
+        if not re.fullmatch(r"[\w-][\w.-]*", name) or name == "latest":
+            raise InputError(
+                f'snapshot name "{name}": use letters, digits, "-", "_" and ".", not "latest"'
+            )
+        self._append("snapshot", Named(name))
+
+    def collect_garbage(self) -> int:
+        """Remove files that neither the last commit, nor a snapshot, nor work in flight needs.
+
+        Returns:
+            The number of files removed.
+
+        Raises:
+            StorageError: the file system refused.
+        """
+        named = {self.path / ref.path for ref in self.state.files()}
+        committed = {(self.path / s.file.path).parent: s.version for s in self.state.heads.values()}
+        garbage = [
+            path
+            for path in _data_files(self.path)
+            if path not in named and not self._in_flight(path, committed.get(path.parent, 0))
+        ]
+        for path in garbage:
+            fsops.unlink(path)
+        return len(garbage)
+
+    def close(self) -> None:
+        """Let others write the run."""
+        self._lock.release()
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _in_flight(self, path: Path, committed: int) -> bool:
+        """Tell whether this process wrote a file after the last commit, or is writing it."""
+        match = _FILE_NAME.fullmatch(path.name)
+        if match is None or match[1] is None:
+            return path.name.endswith(fsops.TEMPORARY)
+        return int(match[2]) >= self._first_fence and int(match[1]) > committed
+
+    def _append(self, kind: str, body: object) -> None:
+        record = log.Record(self.state.number, kind, dump_body(kind, body))
+        state = self.state.apply(record)  # refuses before anything is written
+        log.append(self.path / "log", record)
+        self.state = state
+
+
+def is_run(path: str | Path) -> bool:
+    """Tell whether a folder holds a run."""
+    return log.record_path(Path(path) / "log", 0).exists()
+
+
+def require_run(path: Path) -> None:
+    """Refuse a folder that is not a run.
+
+    Raises:
+        FormatError: there is no such folder, or it holds no log.
+    """
+    if not is_run(path):
+        found = "is not a run" if path.exists() else "does not exist"
+        raise FormatError(f"{path}: {found} (no log/00000000); give the checkpoint.path of a run")
+
+
+def read_state(path: Path) -> RunState:
+    """Replay the log of a run; raises FormatError naming the folder and the record."""
+    records = log.replay(path / "log")
+    try:
+        return RunState.replay(records)
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from None
+
+
+def remove_run(path: str | Path) -> None:
+    """Remove a run, to begin anew: the log's first record last, so it can be interrupted.
+
+    Files in the folder that are not the run's stay.
+
+    Raises:
+        FormatError: not a run; nothing is removed.
+        StorageError: another process writes it, or the file system refused.
+    """
+    path = Path(path)
+    require_run(path)
+    run_lock = RunLock.acquire(path)
+    try:
+        for name in ("parts", "relations"):
+            for file in fsops.list_files(path / name):
+                fsops.unlink(file)
+        for file in [path / CONFIG, path / METRICS, *reversed(fsops.list_files(path / "log"))]:
+            fsops.unlink(file)
+        for name in FOLDERS:
+            fsops.remove_folder(path / name)
+    finally:
+        run_lock.release()
+
+
+def _claim(path: Path) -> RunLock:
+    """Lock a folder for a new run, refusing one that holds anything but a failed beginning."""
+    if is_run(path):
+        raise StorageError(
+            f"{path}: holds a run already; resume it, begin anew with --restart, or choose "
+            "another checkpoint.path"
+        )
+    entries = {p.name for p in path.iterdir() if not p.name.endswith(fsops.TEMPORARY)}
+    foreign = sorted(entries - _OWN) or _data_files(path)
+    if foreign:
+        raise StorageError(
+            f"{path}: holds something else ({Path(foreign[0]).name}); choose an empty or a new "
+            "folder for checkpoint.path"
+        )
+    return RunLock.acquire(path)
+
+
+def _data_files(path: Path) -> list[Path]:
+    return fsops.list_files(path / "parts") + fsops.list_files(path / "relations")
+
+
+def _remove_temporaries(path: Path) -> None:
+    logged = fsops.list_files(path / "log")
+    for file in [*path.glob(f"*{fsops.TEMPORARY}"), *logged, *_data_files(path)]:
+        if file.name.endswith(fsops.TEMPORARY):
+            fsops.unlink(file)
+
+
+def _require_file(path: Path, ref: FileRef) -> None:
+    file = path / ref.path
+    if not file.is_file():
+        raise FormatError(f"{file}: missing; restore it from a copy, or begin the run anew")
