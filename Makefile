@@ -1,0 +1,52 @@
+# Works in its own virtual environment; `make test` and `make demo` set it up when it is stale.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# Two workers, or one on a machine with one core.
+JOBS ?= $(shell [ "$$(getconf _NPROCESSORS_ONLN)" -gt 1 ] && echo 2 || echo 1)
+
+.PHONY: install fmt lint type test test-all check demo bench quality docs clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "needs Python 3.11 or newer")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,demo]'
+	touch $@
+
+fmt: install
+	$(BIN)/ruff check --fix --quiet .
+	$(BIN)/ruff format .
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+type: install
+	$(BIN)/mypy
+
+test: install
+	$(PYTEST) -m 'not slow and not gpu' -n $(JOBS)
+
+test-all: install
+	$(PYTEST) -n $(JOBS)
+
+check: lint type test
+
+demo: install
+	$(BIN)/python scripts/demo.py
+
+bench: install
+	set -e; for script in benchmarks/*.py; do $(BIN)/python $$script; done
+
+quality: install
+	$(BIN)/python scripts/quality.py
+
+docs: install
+	$(BIN)/python scripts/generate_docs.py
+
+clean:
+	rm -rf $(VENV) demo-output build .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

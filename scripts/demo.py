@@ -1,0 +1,101 @@
+"""The main job from source files to answers, one command at a time.
+
+    python scripts/demo.py
+
+Embeds the standard library of the Python that runs it (see `stdlib_graph.py`): import, train,
+evaluate, neighbours, a prediction, and a map of the modules. Each command is printed as you would
+type it. Everything is written to `demo-output`; needs no network and about a minute.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from module_map import draw_module_map
+from rich.console import Console
+from rich.table import Table
+
+import biggraph
+
+ROOT = Path(__file__).resolve().parent.parent
+OUT = Path("demo-output")
+CONFIG = Path("configs/stdlib.toml")
+CHECKPOINT = OUT / "checkpoint"
+NAMES = (
+    "json",
+    "asyncio",
+    "collections.OrderedDict",
+    "argparse.ArgumentParser",
+    "threading.Thread",
+)
+METRICS = ("mrr", "hits@1", "hits@10")
+
+console = Console(highlight=False)
+
+
+def main() -> None:
+    """Run the demo in the repository's root, from an empty output folder."""
+    os.chdir(ROOT)
+    shutil.rmtree(OUT, ignore_errors=True)
+    edges = OUT / "stdlib.tsv"
+
+    chapter("A graph: who imports, defines, inherits and calls whom in the standard library")
+    run("python", "scripts/stdlib_graph.py", edges)
+    chapter("Import: names become numbers, edges become buckets; 5 % are kept aside for the test")
+    holdout = ("--holdout", "valid=0.05,test=0.05")
+    run("biggraph", "import", edges, "--out", OUT / "graph", "--config", CONFIG, *holdout)
+    chapter("Train: ComplEx, two partitions")
+    run("biggraph", "train", CONFIG)
+    chapter("Evaluate: rank the true end of each test edge among all entities of its type")
+    run("biggraph", "eval", CHECKPOINT, "--json", OUT / "eval.json")
+    chapter("Neighbours: entities with similar embeddings")
+    for name in NAMES:
+        run("biggraph", "neighbors", CHECKPOINT, name, "-k", "5")
+    chapter("Predict: what might a new method of json.encoder.JSONEncoder call?")
+    head = ("--head", "json.encoder.JSONEncoder.encode", "--relation", "function_calls_function")
+    run("biggraph", "predict", CHECKPOINT, *head, "-k", "5")
+
+    picture = OUT / "modules.png"
+    draw_module_map(biggraph.Embeddings.open(CHECKPOINT), picture)
+    chapter("Result")
+    model = json.loads((OUT / "eval.json").read_text())
+    popularity = biggraph.evaluate(CHECKPOINT, baseline=True, quiet=True).to_dict()
+    console.print(result_table(model, popularity))
+    console.print(f"A map of the modules: {picture}")
+
+
+def chapter(title: str) -> None:
+    """Print what comes next."""
+    console.print(f"\n[bold]{title}[/bold]")
+
+
+def run(program: str, *arguments: object) -> None:
+    """Print one command and run it with the programs that stand beside this Python."""
+    words = [program, *map(str, arguments)]
+    console.print(f"[green]$ {shlex.join(words)}[/green]", soft_wrap=True)
+    beside = str(Path(sys.executable).parent)
+    path = shutil.which(program, path=beside) or sys.executable
+    finished = subprocess.run([path, *words[1:]], check=False)
+    if finished.returncode:
+        sys.exit(finished.returncode)
+
+
+def result_table(model: dict[str, float], popularity: dict[str, float]) -> Table:
+    """Return the metrics of the model beside those of ranking by popularity."""
+    table = Table(title="Test edges, both ends, filtered", title_justify="left")
+    table.add_column("")
+    for metric in METRICS:
+        table.add_column(metric, justify="right")
+    for name, metrics in (("most frequent entities first", popularity), ("biggraph", model)):
+        table.add_row(name, *(f"{metrics[metric]:.3f}" for metric in METRICS))
+    return table
+
+
+if __name__ == "__main__":
+    main()
