@@ -1,0 +1,1 @@
+"""Stage one and its artifact: source files in, a graph directory out, and its reader."""

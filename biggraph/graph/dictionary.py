@@ -1,0 +1,192 @@
+"""Stage two: the spilled names of one partition become its entities, sorted by hash.
+
+The offset of an entity is its rank. Works on one partition at a time, in ranges of hashes that fit
+the memory; results are raw columns on disk that later stages map or read in blocks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from biggraph.graph import disk
+from biggraph.graph.hashing import (
+    Hashes,
+    HashIndex,
+    first_collision,
+    sort_order,
+    string_parts,
+)
+from biggraph.graph.mapping import NAME_SCHEMA
+from biggraph.graph.plan import Plan
+from biggraph.graph.spill import Spill, numbers, read_spill
+from biggraph.types import IntArray
+
+COLUMNS = {
+    "hi": np.uint64,
+    "lo": np.uint64,
+    "length": np.int64,
+    "text": np.uint8,
+    "moved": np.int64,
+}
+
+
+class HashCollisionError(Exception):
+    """Two names of one type have the same 128-bit hash; another seed is needed."""
+
+
+class EntityFiles:
+    """Raw columns of one partition: hi, lo, length of each name, text of all names."""
+
+    def __init__(self, folder: Path) -> None:
+        """Name the folder; nothing is read."""
+        self.folder = folder
+
+    def append(self, names: pa.Array, hashes: Hashes) -> None:
+        """Append entities; `names` is a string array without offset."""
+        parts = string_parts(names)
+        lengths = np.diff(parts.offsets).astype(np.int64)
+        text = parts.data[parts.offsets[0] : parts.offsets[-1]]
+        for name, values in zip(COLUMNS, (hashes.hi, hashes.lo, lengths, text), strict=False):
+            disk.append(self.folder / name, [np.ascontiguousarray(values).data])
+
+    @property
+    def count(self) -> int:
+        """Number of entities."""
+        path = self.folder / "hi"
+        return path.stat().st_size // 8 if path.exists() else 0
+
+    def column(self, name: str) -> np.ndarray:
+        """Memory-map a column."""
+        path, dtype = self.folder / name, COLUMNS[name]
+        if not path.exists() or not path.stat().st_size:
+            return np.zeros(0, dtype)
+        return np.memmap(path, dtype, "r")
+
+    def counter(self, name: str) -> NDArray[np.uint32]:
+        """Memory-map a column of counts for reading and writing; zero at first."""
+        path = self.folder / name
+        if not self.count:
+            return np.zeros(0, np.uint32)
+        if not path.exists():
+            disk.append(path, [])
+            os.truncate(path, 4 * self.count)
+        return np.memmap(path, np.uint32, "r+")
+
+    def batch(self) -> pa.RecordBatch:
+        """Return name, hash_hi, hash_lo and degree as one batch over memory-mapped columns."""
+        ends = np.append(0, np.cumsum(self.column("length")))
+        small = ends[-1] <= np.iinfo(np.int32).max
+        kind, offset = (pa.string(), np.int32) if small else (pa.large_string(), np.int64)
+        buffers = [None, pa.py_buffer(ends.astype(offset)), pa.py_buffer(self.column("text"))]
+        names = pa.Array.from_buffers(kind, self.count, buffers)
+        numbers = [self.column("hi"), self.column("lo"), self.counter("degree")]
+        fields = ["name", "hash_hi", "hash_lo", "degree"]
+        return pa.RecordBatch.from_arrays([names, *map(pa.array, numbers)], fields)
+
+    def keep_only(self, keep: NDArray[np.bool_]) -> int:
+        """Drop the entities that `keep` leaves out; return how many.
+
+        Column "moved" then holds the new offset of each old one (int64), -1 where dropped.
+        """
+        moved = np.cumsum(keep) - 1
+        moved[~keep] = -1
+        disk.append(self.folder / "moved", [moved.data])
+        text = np.repeat(keep, self.column("length"))
+        masks = {"hi": keep, "lo": keep, "length": keep, "text": text}
+        for name, mask in masks.items():
+            kept = self.column(name)[mask]
+            disk.remove(self.folder / name)
+            disk.append(self.folder / name, [kept.data])
+        disk.remove(self.folder / "seen")
+        return int(len(keep) - keep.sum())
+
+    def hashes(self, start: int, stop: int) -> Hashes:
+        """Read some hashes into memory."""
+        lanes = []
+        for name in ("hi", "lo"):
+            with (self.folder / name).open("rb") as file:
+                lanes.append(np.fromfile(file, np.uint64, stop - start, offset=8 * start))
+        return Hashes(*lanes)
+
+
+def entity_files(plan: Plan, code: int) -> EntityFiles:
+    """Return the raw columns of a partition."""
+    return EntityFiles(plan.folder("entities") / str(code))
+
+
+def build_dictionary(plan: Plan, code: int, spilled: Path) -> None:
+    """Turn a partition's spilled names into its entities.
+
+    Raises:
+        HashCollisionError: two names share a hash.
+    """
+    files = entity_files(plan, code)
+    disk.create_folder(files.folder)
+    for rows in _ranges(plan, spilled):
+        hashes = Hashes(numbers(rows, "hi"), numbers(rows, "lo"))
+        order = sort_order(hashes)
+        hashes = Hashes(hashes.hi[order], hashes.lo[order])
+        names = rows.column("name").take(pa.array(order))
+        if first_collision(names, hashes) >= 0:
+            raise HashCollisionError
+        first = np.ones(len(order), np.bool_)
+        first[1:] = (hashes.hi[1:] != hashes.hi[:-1]) | (hashes.lo[1:] != hashes.lo[:-1])
+        names = names.filter(pa.array(first))
+        files.append(names, Hashes(hashes.hi[first], hashes.lo[first]))
+    disk.remove(spilled)
+
+
+def _ranges(plan: Plan, spilled: Path) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a spill in rising ranges of hashes, each within the memory share."""
+    limit = plan.share(16)
+    bits = max(0, (spilled.stat().st_size // limit).bit_length())
+    if not bits:
+        yield from read_spill(spilled, NAME_SCHEMA)
+        return
+    folder = spilled.with_name(f"{spilled.name}-ranges")
+    disk.create_folder(folder)
+    spill = Spill(folder, limit)
+    for rows in read_spill(spilled, NAME_SCHEMA, limit):
+        spill.add(rows, (numbers(rows, "hi") >> np.uint64(64 - bits)).astype(np.int64))
+    spill.flush()
+    for part in range(1 << bits):
+        yield from read_spill(folder / str(part), NAME_SCHEMA)
+        disk.remove(folder / str(part))
+    disk.remove_tree(folder)
+
+
+class Dictionary:
+    """Finds offsets by hash, holding recently used partitions in memory up to a limit."""
+
+    def __init__(self, plan: Plan, limit: int) -> None:
+        """Hold at most about `limit` bytes."""
+        self._plan, self._limit = plan, limit
+        self._block = max(limit // 4 // 32, 1024)
+        self._held: OrderedDict[tuple[int, int], HashIndex] = OrderedDict()
+
+    def find(self, code: int, wanted: Hashes) -> IntArray:
+        """Return the offset of each hash in a partition, int64; -1 where absent."""
+        out = np.full(len(wanted.hi), -1, np.int64)
+        for start in range(0, entity_files(self._plan, code).count, self._block):
+            self._index(code, start).find(wanted, out)
+        return out
+
+    def _index(self, code: int, start: int) -> HashIndex:
+        key = (code, start)
+        if key not in self._held:
+            files = entity_files(self._plan, code)
+            stop = min(start + self._block, files.count)
+            while (
+                self._held and sum(index.nbytes for index in self._held.values()) > self._limit // 2
+            ):
+                self._held.popitem(last=False)
+            self._held[key] = HashIndex(files.hashes(start, stop), start)
+        self._held.move_to_end(key)
+        return self._held[key]

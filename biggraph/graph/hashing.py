@@ -1,0 +1,272 @@
+"""Hash names, look hashes up, mix edges: the loops that run once per name or edge.
+
+Works on Arrow strings and numpy columns; knows nothing of files, partitions or splits. Every
+kernel releases the interpreter lock.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numba import njit
+from numpy.typing import NDArray
+
+from biggraph.types import IntArray
+
+U64 = NDArray[np.uint64]
+Bytes = NDArray[np.uint8]
+
+
+class Hashes(NamedTuple):
+    """128-bit hashes as two columns of uint64; ordered by (hi, lo)."""
+
+    hi: U64
+    lo: U64
+
+
+class StringParts(NamedTuple):
+    """An Arrow string array as numpy views: name i is data[offsets[i]:offsets[i + 1]]."""
+
+    offsets: IntArray
+    data: Bytes
+
+
+def string_parts(names: pa.Array) -> StringParts:
+    """Return views of the buffers of a string or large_string array without nulls."""
+    dtype = np.int64 if pa.types.is_large_string(names.type) else np.int32
+    _, offsets, data = names.buffers()
+    if len(names) == 0 or offsets is None:
+        return StringParts(np.zeros(1, dtype), np.zeros(0, np.uint8))
+    view = np.frombuffer(offsets, dtype, len(names) + 1, names.offset * np.dtype(dtype).itemsize)
+    return StringParts(view, np.frombuffer(data or b"", np.uint8))
+
+
+def hash_names(names: pa.Array, salts: U64) -> Hashes:
+    """Hash each name with MurmurHash3_x64_128 (Appleby, public domain), seeded by its salt.
+
+    Args:
+        names: string or large_string, no nulls, shape [N].
+        salts: uint64, shape [N]; both lanes start from it (equal to the published function for
+            salts below 2^32).
+    """
+    parts = string_parts(names)
+    hashes = Hashes(np.empty(len(names), np.uint64), np.empty(len(names), np.uint64))
+    _murmur(parts.offsets, parts.data, salts, hashes.hi, hashes.lo)
+    return hashes
+
+
+def hash_text(text: str, salt: int) -> int:
+    """Return the high lane of one text's hash."""
+    hashes = hash_names(pa.array([text]), np.array([salt], np.uint64))
+    return int(hashes.hi[0])
+
+
+def type_salt(entity_type: str, hash_seed: int) -> int:
+    """Return the salt of the names of one entity type: one name has unrelated hashes in two types."""
+    return hash_text(entity_type, hash_seed)
+
+
+@njit(cache=True, nogil=True)
+def _finish(value):  # type: ignore[no-untyped-def]
+    value ^= value >> np.uint64(33)
+    value *= np.uint64(0xFF51AFD7ED558CCD)
+    value ^= value >> np.uint64(33)
+    value *= np.uint64(0xC4CEB9FE1A85EC53)
+    value ^= value >> np.uint64(33)
+    return value
+
+
+@njit(cache=True, nogil=True)
+def _rotate(value, bits):  # type: ignore[no-untyped-def]
+    return (value << np.uint64(bits)) | (value >> np.uint64(64 - bits))
+
+
+@njit(cache=True, nogil=True)
+def _load(data, start, count):  # type: ignore[no-untyped-def]
+    value = np.uint64(0)
+    for k in range(count):
+        value |= np.uint64(data[start + k]) << np.uint64(8 * k)
+    return value
+
+
+@njit(cache=True, nogil=True)
+def _murmur(offsets, data, salts, out_hi, out_lo):  # type: ignore[no-untyped-def]
+    c1, c2 = np.uint64(0x87C37B91114253D5), np.uint64(0x4CF5AD432745937F)
+    for i in range(len(salts)):
+        start, end = offsets[i], offsets[i + 1]
+        h1 = h2 = salts[i]
+        at = start
+        while end - at >= 16:
+            k1, k2 = _load(data, at, 8), _load(data, at + 8, 8)
+            h1 ^= _rotate(k1 * c1, 31) * c2
+            h1 = (_rotate(h1, 27) + h2) * np.uint64(5) + np.uint64(0x52DCE729)
+            h2 ^= _rotate(k2 * c2, 33) * c1
+            h2 = (_rotate(h2, 31) + h1) * np.uint64(5) + np.uint64(0x38495AB5)
+            at += 16
+        rest = end - at
+        if rest > 8:
+            h2 ^= _rotate(_load(data, at + 8, rest - 8) * c2, 33) * c1
+        if rest > 0:
+            h1 ^= _rotate(_load(data, at, min(rest, 8)) * c1, 31) * c2
+        length = np.uint64(end - start)
+        h1 ^= length
+        h2 ^= length
+        h1 += h2
+        h2 += h1
+        h1, h2 = _finish(h1), _finish(h2)
+        h1 += h2
+        h2 += h1
+        out_hi[i], out_lo[i] = h1, h2
+
+
+class RecentNames:
+    """Remembers names seen a moment ago, so that a frequent name is spilled seldom.
+
+    Compares whole strings: two names with equal hashes are both new, and meet in stage two.
+    """
+
+    WIDTH = 64  # longer names are never remembered
+
+    def __init__(self, slots: int) -> None:
+        """Make room for `slots` names, a power of two."""
+        self._hashes = np.zeros((slots, 2), np.uint64)
+        self._lengths = np.full(slots, -1, np.int32)
+        self._bytes = np.zeros((slots, self.WIDTH), np.uint8)
+
+    def mark_new(self, names: pa.Array, hashes: Hashes) -> NDArray[np.bool_]:
+        """Return a mask of the names that are not remembered, and remember them."""
+        parts = string_parts(names)
+        new = np.empty(len(names), np.bool_)
+        memory = (self._hashes, self._lengths, self._bytes)
+        _mark_new(parts.offsets, parts.data, hashes.hi, hashes.lo, *memory, new)
+        return new
+
+
+@njit(cache=True, nogil=True)
+def _mark_new(offsets, data, hi, lo, seen, lengths, texts, new):  # type: ignore[no-untyped-def] # noqa: PLR0913
+    mask = np.uint64(len(lengths) - 1)
+    width = texts.shape[1]
+    for i in range(len(hi)):
+        slot = lo[i] & mask
+        start, length = offsets[i], offsets[i + 1] - offsets[i]
+        same = lengths[slot] == length and seen[slot, 0] == hi[i] and seen[slot, 1] == lo[i]
+        k = 0
+        while same and k < length:
+            same = texts[slot, k] == data[start + k]
+            k += 1
+        new[i] = not same
+        if not same and length <= width:
+            seen[slot, 0], seen[slot, 1] = hi[i], lo[i]
+            lengths[slot] = length
+            for k in range(length):
+                texts[slot, k] = data[start + k]
+
+
+def first_collision(names: pa.Array, hashes: Hashes) -> int:
+    """Return the first i where hash i equals hash i + 1 but the names differ, or -1.
+
+    Args:
+        names: strings in the order of `hashes`.
+        hashes: sorted.
+    """
+    parts = string_parts(names)
+    return int(_first_collision(parts.offsets, parts.data, hashes.hi, hashes.lo))
+
+
+@njit(cache=True, nogil=True)
+def _first_collision(offsets, data, hi, lo):  # type: ignore[no-untyped-def]
+    for i in range(len(hi) - 1):
+        if hi[i] != hi[i + 1] or lo[i] != lo[i + 1]:
+            continue
+        a, b, end = offsets[i], offsets[i + 1], offsets[i + 2]
+        if b - a != end - b:
+            return i
+        for k in range(b - a):
+            if data[a + k] != data[b + k]:
+                return i
+    return -1
+
+
+def sort_order(hashes: Hashes) -> IntArray:
+    """Return the positions that sort hashes by (hi, lo)."""
+    order = np.argsort(hashes.hi)
+    hi = hashes.hi[order]
+    tied = np.zeros(len(hi), np.bool_)
+    np.equal(hi[1:], hi[:-1], out=tied[1:])
+    tied[:-1] |= tied[1:]
+    at = np.flatnonzero(tied)
+    if len(at):
+        part = order[at]
+        order[at] = part[np.lexsort((hashes.lo[part], hashes.hi[part]))]
+    return order
+
+
+class HashIndex:
+    """Positions of sorted, distinct hashes, found in constant time.
+
+    A table over the high bits narrows each search to a few neighbours; it relies on hashes being
+    uniform and stays correct when they are not.
+    """
+
+    def __init__(self, hashes: Hashes, first: int = 0) -> None:
+        """Index sorted hashes; the position of hashes[0] is `first`."""
+        self._hashes, self._first = hashes, first
+        count = len(hashes.hi)
+        self._low = int(hashes.hi[0]) if count else 0
+        span = int(hashes.hi[-1]) - self._low if count else 0
+        self._shift = max(0, span.bit_length() - max(1, (count // 2).bit_length()))
+        edges = np.arange((span >> self._shift) + 2, dtype=np.uint64) << np.uint64(self._shift)
+        self._table = np.searchsorted(hashes.hi - np.uint64(self._low), edges[:-1])
+        self._table = np.append(self._table, count).astype(np.int64)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, hashes included."""
+        return self._hashes.hi.nbytes + self._hashes.lo.nbytes + self._table.nbytes
+
+    def find(self, wanted: Hashes, out: NDArray[np.int64]) -> None:
+        """Write the position of each wanted hash that is present into `out`."""
+        keys = (self._hashes.hi, self._hashes.lo, self._table)
+        _find(*keys, np.uint64(self._low), np.uint64(self._shift), self._first, *wanted, out)
+
+
+@njit(cache=True, nogil=True)
+def _find(hi, lo, table, low, shift, first, want_hi, want_lo, out):  # type: ignore[no-untyped-def] # noqa: PLR0913
+    if len(hi) == 0:
+        return
+    last = hi[-1]
+    for i in range(len(want_hi)):
+        wanted = want_hi[i]
+        if wanted < low or wanted > last:
+            continue
+        slot = (wanted - low) >> shift
+        for k in range(table[slot], table[slot + np.uint64(1)]):
+            if hi[k] == wanted and lo[k] == want_lo[i]:
+                out[i] = first + k
+                break
+
+
+def mix_columns(seed: int, *columns: Any) -> U64:
+    """Return one pseudo-random uint64 per row from integer columns of equal length.
+
+    Rows with equal values get equal results; the order of columns matters.
+    """
+    state = np.full(len(columns[0]), seed, np.uint64)
+    for column in columns:
+        _mix_in(state, column.view(np.uint64) if column.itemsize == 8 else column.astype(np.uint64))
+    return state
+
+
+@njit(cache=True, nogil=True)
+def _mix_in(state, column):  # type: ignore[no-untyped-def]
+    for i in range(len(state)):
+        state[i] = _finish((state[i] + np.uint64(0x9E3779B97F4A7C15)) ^ _finish(column[i]))
+
+
+@njit(cache=True, nogil=True)
+def add_counts(counts, positions):  # type: ignore[no-untyped-def]
+    """Add one to `counts` (uint32) at each of `positions`, repeats included."""
+    for position in positions:
+        counts[position] += np.uint32(1)

@@ -1,0 +1,349 @@
+"""Import: source files in, a graph directory out, in three stages with bounded memory.
+
+    1. map       read edges, hash both ends, spill edges by bucket and new names by partition
+    2. entities  sort each partition's names by hash: the rank is the offset
+    3. edges     replace hashes by offsets, filter, hold out, shuffle, write each bucket
+
+Each stage reads what the one before left on disk; see docs/data-model.md. Knows nothing of training.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from biggraph.errors import FormatError, InputError
+from biggraph.graph import disk
+from biggraph.graph.dictionary import (
+    Dictionary,
+    HashCollisionError,
+    build_dictionary,
+    entity_files,
+)
+from biggraph.graph.format import (
+    BucketRecord,
+    EdgeLayout,
+    Manifest,
+    PartitionRecord,
+    RelationRecord,
+    TypeRecord,
+    edge_path,
+    entity_path,
+    fingerprint,
+    read_manifest,
+    write_edges,
+    write_entities,
+    write_manifest,
+)
+from biggraph.graph.hashing import hash_text
+from biggraph.graph.mapping import Mapper, Relations
+from biggraph.graph.offsets import (
+    RelationTable,
+    count_touching,
+    drop_rare_entities,
+    resolve,
+    return_needed,
+)
+from biggraph.graph.plan import Plan
+from biggraph.graph.readers import (
+    Batch,
+    Reading,
+    Skipped,
+    is_table,
+    path_list,
+    read_source,
+    read_table,
+)
+from biggraph.graph.shuffle import shuffled
+from biggraph.graph.sources import Source, expand, refuse_repeats
+from biggraph.graph.spec import SPLITS, ImportReport, ImportSpec, check_spec
+from biggraph.graph.spill import count_rows
+from biggraph.graph.workspace import require_space, workspace
+from biggraph.types import Bucket, mix_seed
+
+SHUFFLE = 2  # purpose of the seed
+ATTEMPTS = 5
+T = TypeVar("T")
+
+
+@dataclass
+class _Counts:
+    """What the report says, gathered on the way."""
+
+    skipped: Skipped
+    rows: dict[str, int] = field(default_factory=dict)
+    dropped_edges: int = 0
+    dropped_entities: int = 0
+    dropped_relations: int = 0
+
+
+def import_graph(sources: Any, out: str | Path, *, spec: ImportSpec) -> ImportReport:
+    """Turn edges into a graph directory.
+
+    Args:
+        sources: the train split: paths (files, folders, globs), a pyarrow Table or a pandas frame.
+        out: the graph directory to make; published complete or not at all.
+        spec: everything else.
+
+    Raises:
+        ConfigError: options that cannot be.
+        InputError: a source is missing, damaged, or says something that is not an edge.
+        StorageError: the disk is full or refuses, or `out` holds something else.
+    """
+    started = time.perf_counter()
+    check_spec(spec)
+    given = {"train": sources, "valid": spec.valid, "test": spec.test}
+    inputs = {split: _inputs(item) for split, item in given.items()}
+    files = [item for items in inputs.values() for item in items if isinstance(item, Source)]
+    refuse_repeats(files)
+    if not inputs["train"]:
+        raise InputError("no sources: name at least one file of edges")
+    out = Path(out).absolute()
+    with workspace(out, lambda path: spec.overwrite and _is_graph(path)) as root:
+        require_space(root, _space_needed(files))
+        for attempt in range(ATTEMPTS):
+            plan = Plan(spec, root, mix_seed(spec.seed, attempt))
+            try:
+                manifest, counts = _run(plan, inputs)
+                break
+            except HashCollisionError:
+                disk.remove_tree(plan.scratch)
+        else:
+            raise InputError(f"{ATTEMPTS} seeds each gave two names one hash; choose another seed")
+    return _report(manifest, counts, time.perf_counter() - started)
+
+
+def _run(plan: Plan, inputs: dict[str, list[Any]]) -> tuple[Manifest, _Counts]:
+    """Do the three stages and write graph.json."""
+    counts = _Counts(Skipped(plan.spec.skip_bad_lines))
+    mapper = _map(plan, inputs, counts)
+    _entities(plan)
+    relations = _relation_table(plan, mapper.relations, counts)
+    _edges(plan, relations, counts)
+    manifest = _write(plan, relations, mapper.weighted)
+    disk.remove_tree(plan.scratch)
+    return manifest, counts
+
+
+def _map(plan: Plan, inputs: dict[str, list[Any]], counts: _Counts) -> Mapper:
+    """Stage one."""
+    for name in ("names", "entities", *(f"hashed-{split}" for split in SPLITS)):
+        disk.create_folder(plan.folder(name))
+    mapper = Mapper(plan)
+    for split, items in inputs.items():
+        rows = 0
+        for batch in _ahead(_batches(plan, items, counts.skipped)):
+            mapper.add(split, batch)
+            rows += len(batch.lines)
+        if rows or items:
+            counts.rows[split] = rows
+    mapper.finish()
+    if not counts.rows["train"]:
+        raise InputError("the sources of train hold no edges")
+    return mapper
+
+
+def _batches(plan: Plan, items: list[Any], skipped: Skipped) -> Iterator[Batch]:
+    spec = plan.spec
+    how = Reading(spec.columns, spec.header, min(plan.share(64), 1 << 24), skipped)
+    total = sum(item.size for item in items if isinstance(item, Source))
+    done = 0
+    for item in items:
+        if isinstance(item, Source):
+            yield from read_source(item, how, lambda n: _tell(spec, "read", done + n, total))  # noqa: B023
+            done += item.size
+        else:
+            yield from read_table(item, how, "table")
+
+
+def _ahead(items: Iterator[T]) -> Iterator[T]:
+    """Yield the items while a thread makes the next one."""
+    with ThreadPoolExecutor(1) as thread:
+        future = thread.submit(next, items, None)
+        while (item := future.result()) is not None:
+            future = thread.submit(next, items, None)
+            yield item
+
+
+def _entities(plan: Plan) -> None:
+    """Stage two."""
+    spilled = plan.spilled("names")
+    for done, (code, path) in enumerate(spilled, 1):
+        build_dictionary(plan, code, path)
+        _tell(plan.spec, "entities", done, len(spilled))
+
+
+def _relation_table(plan: Plan, found: Relations, counts: _Counts) -> RelationTable:
+    """Number the relations that have enough edges: by name, or as the schema lists them."""
+    minimum = plan.spec.min_relation_count
+    by_name = dict(zip(found.names, found.counts, strict=True))
+    names = list(found.listed) if found.listed else sorted(by_name)
+    kept = [name for name in names if by_name.get(name, 0) >= minimum or minimum == 1]
+    counts.dropped_relations = len(names) - len(kept)
+    final = {name: i for i, name in enumerate(kept)}
+    types = {name: i for i, name in enumerate(plan.types)}
+    pairs = [found.listed.get(name, (plan.types[0],) * 2) for name in kept]
+    return RelationTable(
+        names=kept,
+        types=np.array([[types[lhs], types[rhs]] for lhs, rhs in pairs]).reshape(-1, 2),
+        final=np.array([final.get(name, -1) for name in found.names], np.int32),
+        hashes=np.array([hash_text(name, plan.hash_seed) for name in found.names], np.uint64),
+    )
+
+
+def _edges(plan: Plan, relations: RelationTable, counts: _Counts) -> None:
+    """Stage three without writing: offsets, minimum counts, holdout."""
+    spec = plan.spec
+    total = sum(len(plan.spilled(f"hashed-{split}")) for split in SPLITS)
+    dictionary = Dictionary(plan, plan.share(4))
+    counts.dropped_edges = resolve(
+        plan, relations, lambda done: _tell(spec, "edges", done, total), dictionary
+    )
+    if spec.min_entity_count > 1 or counts.dropped_edges:
+        counts.dropped_entities, edges = drop_rare_entities(plan, relations)
+        counts.dropped_edges += edges
+    if spec.holdout:
+        return_needed(plan, relations)
+    if not plan.spilled("edges-train"):
+        raise InputError(
+            "no edges left to train on: the minimum counts dropped all; lower min_entity_count "
+            "or min_relation_count"
+        )
+
+
+def _write(plan: Plan, relations: RelationTable, weighted: bool) -> Manifest:
+    """Write edges, entities with their degrees, and graph.json."""
+    train_edges = count_touching(plan, "train", "degree", relations)
+    splits = {}
+    for split in SPLITS:
+        buckets = plan.spilled(f"edges-{split}")
+        if buckets:
+            splits[split] = _write_split(plan, split, buckets, weighted)
+    types = [TypeRecord(name=name, partitions=_write_type(plan, name)) for name in plan.types]
+    records = [
+        RelationRecord(
+            name=name, lhs=plan.types[lhs], rhs=plan.types[rhs], train_edges=int(train_edges[i])
+        )
+        for i, (name, (lhs, rhs)) in enumerate(zip(relations.names, relations.types, strict=True))
+    ]
+    manifest = Manifest(
+        created_by=f"biggraph {_own_version()}",
+        fingerprint=fingerprint(types, records, splits),
+        seed=plan.spec.seed,
+        hash_seed=plan.hash_seed,
+        weighted=weighted,
+        entities=types,
+        relations=records,
+        splits=splits,
+        options=_options(plan.spec),
+    )
+    write_manifest(plan.root, manifest)
+    return manifest
+
+
+def _write_split(
+    plan: Plan, split: str, buckets: list[tuple[int, Path]], weighted: bool
+) -> list[BucketRecord]:
+    disk.create_folder(plan.root / "edges" / split)
+    largest = max(entity_files(plan, code).count for code, _ in plan.keys())
+    offset_dtype = np.int32 if largest <= np.iinfo(np.int32).max else np.int64
+    records = []
+    for done, (code, path) in enumerate(buckets, 1):
+        bucket = plan.bucket(code)
+        layout = EdgeLayout(split, bucket, count_rows(path), offset_dtype, weighted)
+        seed = mix_seed(plan.spec.seed, SHUFFLE, SPLITS.index(split), *bucket)
+        pieces = shuffled(path, seed, plan.share(12))
+        records.append(write_edges(plan.root / edge_path(split, bucket), layout, pieces))
+        disk.remove(path)
+        _tell(plan.spec, f"write {split}", done, len(buckets))
+    disk.make_durable(plan.root / "edges" / split)
+    return records
+
+
+def _write_type(plan: Plan, entity_type: str) -> list[PartitionRecord]:
+    records = []
+    for code, key in plan.keys():
+        if key.entity_type != entity_type:
+            continue
+        path = plan.root / entity_path(key)
+        disk.create_folder(path.parent)
+        records.append(write_entities(path, entity_files(plan, code).batch()))
+        disk.make_durable(path.parent)
+    return records
+
+
+def _inputs(given: Any) -> list[Any]:
+    """Return the sources of one split: files, or a table."""
+    if is_table(given):
+        return [given]
+    return list(expand(path_list(given)))
+
+
+def _is_graph(path: Path) -> bool:
+    try:
+        read_manifest(path)
+    except FormatError:
+        return False
+    return True
+
+
+def _space_needed(files: list[Source]) -> int:
+    """Return a low estimate of the bytes on disk at the peak: spilled edges and names."""
+    growth = {None: 2.0, "gzip": 6.0, "zstd": 6.0}
+    return int(
+        sum(
+            2 * file.size if file.kind == "parquet" else growth[file.compression] * file.size
+            for file in files
+        )
+    )
+
+
+def _tell(spec: ImportSpec, stage: str, done: int, total: int | None) -> None:
+    if spec.on_progress:
+        spec.on_progress(stage, done, total)
+
+
+def _own_version() -> str:
+    try:
+        return version("biggraph")
+    except PackageNotFoundError:
+        return "from source"
+
+
+def _options(spec: ImportSpec) -> dict[str, Any]:
+    """Return the options that shaped the graph, for graph.json."""
+    return {
+        "columns": None if spec.columns is None else list(spec.columns),
+        "holdout": dict(spec.holdout),
+        "min_entity_count": spec.min_entity_count,
+        "min_relation_count": spec.min_relation_count,
+        "skip_bad_lines": spec.skip_bad_lines,
+    }
+
+
+def _report(manifest: Manifest, counts: _Counts, seconds: float) -> ImportReport:
+    buckets = {
+        split: {Bucket(r.lhs, r.rhs): r.count for r in records}
+        for split, records in manifest.splits.items()
+    }
+    return ImportReport(
+        rows=counts.rows,
+        edges={split: sum(found.values()) for split, found in buckets.items()},
+        skipped=counts.skipped.first,
+        skipped_count=counts.skipped.count,
+        dropped_edges=counts.dropped_edges,
+        dropped_entities=counts.dropped_entities,
+        dropped_relations=counts.dropped_relations,
+        entities={t.name: sum(p.count for p in t.partitions) for t in manifest.entities},
+        relations=len(manifest.relations),
+        buckets=buckets,
+        seconds=seconds,
+        fingerprint=manifest.fingerprint,
+    )

@@ -1,0 +1,139 @@
+"""Stage one: batches of edges to hashes, spilled by bucket; their names, spilled by partition.
+
+Independent of the order of batches. Knows nothing of offsets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from biggraph.errors import InputError, did_you_mean
+from biggraph.graph.hashing import Hashes, RecentNames, hash_names
+from biggraph.graph.plan import Plan
+from biggraph.graph.readers import Batch
+from biggraph.graph.spec import DEFAULT_RELATION, DEFAULT_TYPE
+from biggraph.graph.spill import Spill
+from biggraph.types import IntArray
+
+NAME_SCHEMA = pa.schema({"hi": pa.uint64(), "lo": pa.uint64(), "name": pa.string()})
+HASHED_SCHEMA = pa.schema(
+    {
+        **{f"{side}_{lane}": pa.uint64() for side in ("lhs", "rhs") for lane in ("hi", "lo")},
+        "rel": pa.int32(),
+        "weight": pa.float32(),
+    }
+)
+
+
+@dataclass
+class Relations:
+    """Relations in order of appearance; the position is a provisional code.
+
+    Args:
+        listed: name → (lhs type, rhs type) of the relations allowed; empty: any.
+        names: relation names by code.
+        counts: edges of each relation, all splits.
+    """
+
+    listed: dict[str, tuple[str, str]]
+    names: list[str] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    _codes: dict[str, int] = field(default_factory=dict)
+
+    def encode(self, batch: Batch) -> IntArray:
+        """Return the code of each edge's relation, int32, and count them.
+
+        Raises:
+            InputError: a relation that is not listed.
+        """
+        count = len(batch.columns.lhs)
+        if batch.columns.rel is None:
+            only = next(iter(self.listed)) if len(self.listed) == 1 else DEFAULT_RELATION
+            found, index = [only], np.zeros(count, np.int32)
+        else:
+            encoded = batch.columns.rel.dictionary_encode()
+            found = encoded.dictionary.to_pylist()
+            index = encoded.indices.to_numpy()
+        seen = np.bincount(index, minlength=len(found))
+        codes = np.empty(len(found), np.int32)
+        for k, name in enumerate(found):
+            if name not in self._codes:
+                self._add(name, batch, int(np.argmax(index == k)))
+            codes[k] = self._codes[name]
+            self.counts[codes[k]] += int(seen[k])
+        return codes[index]
+
+    def _add(self, name: str, batch: Batch, row: int) -> None:
+        if self.listed and name not in self.listed:
+            raise InputError(
+                f'{batch.place(row)}: relation "{name}" is not among [[relations]]'
+                f"{did_you_mean(name, self.listed)}"
+            )
+        self._codes[name] = len(self.names)
+        self.names.append(name)
+        self.counts.append(0)
+
+    def types(self, code: int) -> tuple[str, str]:
+        """Return the entity types of a relation."""
+        return self.listed.get(self.names[code], (DEFAULT_TYPE, DEFAULT_TYPE))
+
+
+class Mapper:
+    """Takes batches of edges; `finish` writes what is still held."""
+
+    def __init__(self, plan: Plan) -> None:
+        """Map edges into the scratch folders of `plan`, which exist."""
+        self._plan = plan
+        listed = {name: (lhs, rhs) for name, lhs, rhs in plan.spec.relations}
+        self.relations = Relations(listed)
+        self.weighted = False
+        slots = 1 << max(8, min(18, (plan.spec.memory >> 12).bit_length()))
+        self._recent = RecentNames(slots)
+        self._names = Spill(plan.folder("names"), plan.share(16))
+        self._edges: dict[str, Spill] = {}
+
+    def add(self, split: str, batch: Batch) -> None:
+        """Hash and spill the edges of a batch."""
+        columns = batch.columns
+        if not len(columns.lhs):
+            return
+        rel = self.relations.encode(batch)
+        types = self._types_by_code()
+        lhs, lhs_part = self._hash_side(columns.lhs, types[0][rel])
+        rhs, rhs_part = self._hash_side(columns.rhs, types[1][rel])
+        self.weighted |= columns.weight is not None
+        weight = columns.weight
+        if weight is None:
+            weight = np.ones(len(rel), np.float32)
+        rows = [*lhs, *rhs, rel, weight]
+        spilled = pa.RecordBatch.from_arrays([pa.array(r) for r in rows], schema=HASHED_SCHEMA)
+        if split not in self._edges:
+            self._edges[split] = Spill(self._plan.folder(f"hashed-{split}"), self._plan.share(16))
+        self._edges[split].add(spilled, lhs_part * self._plan.grid + rhs_part)
+
+    def finish(self) -> None:
+        """Write what is still held."""
+        self._names.flush()
+        for spill in self._edges.values():
+            spill.flush()
+
+    def _types_by_code(self) -> IntArray:
+        index = {name: i for i, name in enumerate(self._plan.types)}
+        pairs = [self.relations.types(code) for code in range(len(self.relations.names))]
+        return np.array([[index[lhs], index[rhs]] for lhs, rhs in pairs]).T
+
+    def _hash_side(self, names: pa.Array, types: IntArray) -> tuple[Hashes, IntArray]:
+        """Hash names, spill those not seen lately; return hashes and partitions."""
+        plan = self._plan
+        names = names.cast(pa.string())
+        hashes = hash_names(names, plan.salts[types])
+        part = (hashes.hi % plan.partitions.astype(np.uint64)[types]).astype(np.int64)
+        new = pa.array(np.flatnonzero(self._recent.mark_new(names, hashes)))
+        lanes = [pa.array(hashes.hi), pa.array(hashes.lo), names]
+        rows = pa.RecordBatch.from_arrays(lanes, schema=NAME_SCHEMA).take(new)
+        if rows.num_rows:
+            self._names.add(rows, (plan.first_code[types] + part)[new.to_numpy()])
+        return hashes, part

@@ -1,0 +1,317 @@
+"""Sources to batches of edges: names as Arrow strings, weights as float32, and where each row is.
+
+pyarrow parses; every refusal names file and line or row. Knows nothing of hashes or partitions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from biggraph.errors import InputError, did_you_mean
+from biggraph.graph.lines import (
+    NO_COLUMN,
+    Block,
+    Columns,
+    Delimited,
+    LineFormat,
+    NTriples,
+    Positions,
+    blocks,
+    sift,
+)
+from biggraph.graph.sources import Source, open_text
+from biggraph.types import IntArray
+
+DEFAULT_NAMES = ("head", "relation", "tail", "weight")
+NO_RELATION = "-"
+
+
+class Batch(NamedTuple):
+    """Some edges and where they were read.
+
+    Args:
+        columns: names and weights.
+        label: file name, or "table".
+        lines: line or row number of each edge, from 1.
+    """
+
+    columns: Columns
+    label: str
+    lines: IntArray
+
+    def place(self, row: int) -> str:
+        """Return "file:line" of one edge."""
+        return f"{self.label}:{self.lines[row]}"
+
+
+@dataclass
+class Skipped:
+    """Lines that could not be read: refused, or counted where the user allowed it."""
+
+    allowed: bool
+    count: int = 0
+    first: list[tuple[str, int, str]] = field(default_factory=list)
+
+    def add(self, label: str, line: int, reason: str) -> None:
+        """Record one line.
+
+        Raises:
+            InputError: skipping is not allowed.
+        """
+        if not self.allowed:
+            raise InputError(f"{label}:{line}: {reason} (skip_bad_lines leaves such lines out)")
+        self.count += 1
+        if len(self.first) < 100:
+            self.first.append((label, line, reason))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How to read: which columns, whether a header, how many bytes at once."""
+
+    columns: Sequence[str] | None
+    header: bool | None
+    size: int
+    skipped: Skipped
+
+
+def read_source(source: Source, how: Reading, at: Callable[[int], None]) -> Iterator[Batch]:
+    """Yield the edges of one file; `at` is told how many of its bytes are done.
+
+    Raises:
+        InputError: the file is damaged or says something that is not an edge.
+    """
+    if source.kind == "parquet":
+        yield from _read_parquet(source, how, at)
+    else:
+        yield from _read_text(source, how, at)
+
+
+def read_table(table: Any, how: Reading, label: str) -> Iterator[Batch]:
+    """Yield the edges of a pyarrow Table or pandas frame.
+
+    Raises:
+        InputError: a column is missing, or a value is not a name or a weight.
+    """
+    if not isinstance(table, pa.Table):
+        table = pa.Table.from_pandas(table, preserve_index=False)
+    positions = choose_columns(how.columns, table.schema.names, label, named=True)
+    row = 1
+    for batch in table.select(_used(positions)).to_batches(max_chunksize=how.size // 64 + 1):
+        yield _from_rows(batch, positions, (label, row), how.skipped)
+        row += batch.num_rows
+
+
+def _read_text(source: Source, how: Reading, at: Callable[[int], None]) -> Iterator[Batch]:
+    label, lines, done = str(source.path), None, 0
+    with open_text(source) as stream:
+        try:
+            for block in blocks(stream.read, how.size):
+                if lines is None:
+                    lines, block = _start(source, how, block)
+                yield _from_lines(block, lines, label, how.skipped)
+                done += len(block.text)
+                at(min(done, source.size))
+        except ValueError as error:
+            raise InputError(f"{label}:{error}") from None
+    if lines is None:
+        raise InputError(f"{label}: empty file")
+
+
+def _from_lines(block: Block, lines: LineFormat, label: str, skipped: Skipped) -> Batch:
+    count = block.text.count(b"\n") + (not block.text.endswith(b"\n") and len(block.text) > 0)
+    columns = lines.parse(block.text)
+    if columns is not None and len(columns.lhs) == count:
+        return Batch(columns, label, np.arange(block.first_line, block.first_line + count))
+    text, numbers, faults = sift(block, lines)
+    for line, reason in faults:
+        skipped.add(label, line, reason)
+    columns = lines.parse(text, whole=True) if text else _no_edges()
+    if columns is None or len(columns.lhs) != len(numbers):
+        end = block.first_line + count - 1
+        raise InputError(f"{label}:{block.first_line}: cannot read the lines up to line {end}")
+    return Batch(columns, label, numbers)
+
+
+def _no_edges() -> Columns:
+    none = pa.array([], pa.string())
+    return Columns(none, none, none, None)
+
+
+def _start(source: Source, how: Reading, block: Block) -> tuple[LineFormat, Block]:
+    """Decide the layout from the first line; return the block without a header line."""
+    if source.kind == "ntriples":
+        if how.columns is not None:
+            raise InputError(
+                f"{source.path}: N-Triples have no columns to choose; leave columns out"
+            )
+        return NTriples(), block
+    label, delimiter = str(source.path), "," if source.kind == "csv" else "\t"
+    first = Delimited(delimiter, 0, Positions(0, 0, 0, 0))
+    lines = block.text.splitlines(keepends=True)
+    skip = next((i for i, line in enumerate(lines) if not first.is_blank(line)), len(lines) - 1)
+    try:
+        fields = first.fields(lines[skip])
+    except ValueError as error:
+        raise InputError(f"{label}:{block.first_line + skip}: {error}") from None
+    has_header = how.header
+    if has_header is None:
+        has_header = _expects_header(how.columns, fields)
+    place = f"{label}:{block.first_line + skip}"
+    positions = choose_columns(how.columns, fields, place, named=has_header)
+    if has_header:
+        text = b"".join(lines[skip + 1 :])
+        block = Block(text, block.first_line + skip + 1)
+    return Delimited(delimiter, len(fields), positions), block
+
+
+def _expects_header(columns: Sequence[str] | None, fields: Sequence[str]) -> bool:
+    if columns is None:
+        lowered = tuple(text.strip().lower() for text in fields)
+        return lowered in (DEFAULT_NAMES, DEFAULT_NAMES[:3], ("head", "tail"))
+    return any(not (name.isdecimal() or name == NO_RELATION) for name in columns)
+
+
+def choose_columns(
+    columns: Sequence[str] | None, fields: Sequence[str], place: str, *, named: bool
+) -> Positions:
+    """Return the positions of head, relation, tail and weight among `fields`.
+
+    Args:
+        columns: names or positions as the user gave them; None: judged by their number.
+        fields: column names (or the first line, where `named` is false).
+        place: names the source in errors.
+        named: whether `fields` are names.
+
+    Raises:
+        InputError: a column does not exist, or it is not clear which to read.
+    """
+    if columns is None:
+        columns = _default_columns(fields, place, named)
+    found = [_position(name, fields, place, named) for name in columns]
+    if len(found) == 2:
+        return Positions(found[0], NO_COLUMN, found[1], NO_COLUMN)
+    weight = found[3] if len(found) == 4 else NO_COLUMN
+    return Positions(found[0], found[1], found[2], weight)
+
+
+def _default_columns(fields: Sequence[str], place: str, named: bool) -> Sequence[str]:
+    if named and set(DEFAULT_NAMES[:3]) <= set(fields):
+        return [name for name in DEFAULT_NAMES if name in fields]
+    if len(fields) not in (2, 3, 4):
+        shown = ", ".join(repr(text[:30]) for text in fields[:6])
+        raise InputError(
+            f"{place}: found {len(fields)} columns ({shown}); say which to read, such as "
+            "columns=0,1,2 for head, relation, tail"
+        )
+    return [str(position) for position in range(len(fields))]
+
+
+def _position(name: str, fields: Sequence[str], place: str, named: bool) -> int:
+    if name == NO_RELATION:
+        return NO_COLUMN
+    if named and name in fields:
+        if list(fields).count(name) > 1:
+            raise InputError(f'{place}: two columns are named "{name}"; give positions from 0')
+        return list(fields).index(name)
+    if name.isdecimal():
+        if int(name) < len(fields):
+            return int(name)
+        raise InputError(f"{place}: no column {name}; there are {len(fields)}, counted from 0")
+    remedy = did_you_mean(name, [text[:40] for text in fields])
+    raise InputError(f'{place}: no column named "{name}"{remedy}; positions from 0 work too')
+
+
+def _used(positions: Positions) -> list[int]:
+    return sorted({position for position in positions if position != NO_COLUMN})
+
+
+def _read_parquet(source: Source, how: Reading, at: Callable[[int], None]) -> Iterator[Batch]:
+    label, row = str(source.path), 1
+    try:
+        file = pq.ParquetFile(source.path, pre_buffer=False, buffer_size=1 << 20)
+        positions = choose_columns(how.columns, file.schema_arrow.names, label, named=True)
+        names = [file.schema_arrow.names[position] for position in _used(positions)]
+        total = max(file.metadata.num_rows, 1)
+        for batch in file.iter_batches(batch_size=how.size // 64 + 1, columns=names):
+            yield _from_rows(batch, positions, (label, row), how.skipped)
+            row += batch.num_rows
+            at(source.size * (row - 1) // total)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{label}: damaged Parquet file near row {row} ({error})") from None
+
+
+def _from_rows(
+    batch: pa.RecordBatch, positions: Positions, start: tuple[str, int], skipped: Skipped
+) -> Batch:
+    label, first_row = start
+    used = _used(positions)
+    lhs, rel, rhs, weight = (
+        None if position == NO_COLUMN else batch.column(used.index(position))
+        for position in positions
+    )
+    lines = np.arange(first_row, first_row + batch.num_rows)
+    bad = np.zeros(batch.num_rows, np.bool_)
+    names = {"head": lhs, "relation": rel, "tail": rhs}
+    names = {what: None if c is None else _as_names(c, what, label) for what, c in names.items()}
+    reasons = {what: _missing(column) for what, column in names.items() if column is not None}
+    weights = None if weight is None else _as_weights(weight, label)
+    if weights is not None:
+        reasons["weight"] = ~(np.isfinite(weights) & (weights >= 0))
+    for what, faults in reasons.items():
+        for row in np.flatnonzero(faults & ~bad):
+            text = "is not a finite number from 0" if what == "weight" else "is missing or empty"
+            skipped.add(label, int(lines[row]), f"{what} {text}")
+        bad |= faults
+    columns = Columns(names["head"], names["relation"], names["tail"], weights)
+    if bad.any():
+        keep = ~bad
+        masked = [None if c is None else c.filter(pa.array(keep)) for c in columns[:3]]
+        columns = Columns(*masked, None if weights is None else weights[keep])
+        lines = lines[keep]
+    return Batch(columns, label, lines)
+
+
+def _missing(column: pa.Array) -> np.ndarray:
+    lengths = pc.fill_null(pc.binary_length(column), 0)
+    return np.asarray(lengths) == 0
+
+
+def _as_names(column: pa.Array, what: str, label: str) -> pa.Array:
+    """Return a column as strings: integers in decimal, bytes as UTF-8."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        column.validate(full=True)
+        return column
+    textual = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_string_view)
+    if pa.types.is_integer(kind) or any(test(kind) for test in textual):
+        return pc.cast(column, pa.string())
+    raise InputError(f"{label}: {what} column has type {kind}; names are strings or integers")
+
+
+def _as_weights(column: pa.Array, label: str) -> np.ndarray:
+    if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
+        raise InputError(f"{label}: weight column has type {column.type}; expected numbers")
+    wide = pc.fill_null(pc.cast(column, pa.float64()), float("nan")).to_numpy(zero_copy_only=False)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return wide.astype(np.float32)
+
+
+def is_table(given: Any) -> bool:
+    """Return whether sources are a table in memory rather than paths."""
+    return isinstance(given, pa.Table) or hasattr(given, "iloc")
+
+
+def path_list(given: Any) -> list[str | Path]:
+    """Return paths given alone or in a sequence as a list."""
+    return [given] if isinstance(given, (str, Path)) else list(given)
