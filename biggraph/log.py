@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -108,3 +108,30 @@ class Reporter:
 def to_json(values: Mapping[str, Any]) -> str:
     """Return indented JSON, for `--json` files and standard output."""
     return json.dumps(values, indent=2, ensure_ascii=False)
+
+
+def align(rows: Sequence[Sequence[object]], *, header: Sequence[str] | None = None) -> str:
+    """Return rows as text in aligned columns, numbers to the right, two spaces between.
+
+    >>> print(align([("a", 1.5), ("bcd", 10.25)], header=["name", "x"]))
+    name        x
+    a      1.5000
+    bcd   10.2500
+    """
+    cells = [[_cell(value) for value in row] for row in rows]
+    right = [all(isinstance(row[i], int | float) for row in rows) for i in range(len(rows[0]))]
+    lines = ([list(header)] if header else []) + cells
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(line, widths, right, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

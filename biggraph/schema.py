@@ -90,6 +90,11 @@ class GraphSchema:
             raise InputError(f'unknown relation "{name}"{did_you_mean(name, self._relation_ids)}')
         return self._relation_ids[name]
 
+    @property
+    def num_entities(self) -> int:
+        """Number of entities of all types."""
+        return sum(entity.count for entity in self.entities)
+
     def count(self, key: PartitionKey) -> int:
         """Return the number of entities in one partition."""
         return self.entity_type(key.entity_type).counts[key.index]

@@ -95,7 +95,7 @@ class Model:
         if end not in self.operator_sides():
             return {}
         own = self.operator(group).initial(self.dimension)
-        return {name: f"{group.index}/{end}/{name}" for name in own}
+        return {name: f"{group.index}.{end}.{name}" for name in own}
 
     def query_with(
         self, group: RelationGroup, side: Side, anchor_BD: Tensor, parameters: Parameters

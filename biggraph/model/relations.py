@@ -16,7 +16,7 @@ from torch import Tensor
 
 from biggraph.errors import FormatError
 
-_SUMS = "adagrad/"
+_SUMS = "optimizer."
 
 
 @dataclass

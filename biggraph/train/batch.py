@@ -148,7 +148,8 @@ class BatchMaker:
         generator: torch.Generator,
     ) -> Candidates:
         count = counts[f"{side}:{group.entity_type(side)}"]
-        if self._negatives.all:
+        # Fewer entities than candidates: each of them once costs less and is exact.
+        if self._negatives.all or self._negatives.in_batch + self._negatives.uniform >= count:
             return all_candidates(true_CP, count=count)
         return sample_candidates(
             true_CP,

@@ -173,7 +173,7 @@ def train_step(model: Model, settings: StepSettings, tables: Tables, batch: Batc
     num_edges = batch.num_edges
     loss, penalty = batch_loss(model, settings, batch, rows, relations)
     total = (loss + penalty) / num_edges
-    total.backward()
+    torch.autograd.backward(total)
     rows.adagrad_(settings.lr)
     relations.adagrad_(settings.relation_lr)
     return float(loss.detach()) / num_edges

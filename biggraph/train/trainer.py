@@ -154,12 +154,12 @@ class Trainer:
             Interrupted: `stop` was called; everything trained is committed.
         """
         self._validate_if_due()
-        while self._run.state.epochs_done < self._plan.epochs and not self._out_of_patience():
-            self._epoch(self._run.state.epochs_done + 1)
+        while self._run.state.epoch < self._plan.epochs and not self._out_of_patience():
+            self._epoch(self._run.state.epoch + 1)
             self._validate_if_due()
         state = self._run.state
-        best = max(state.evaluations.values(), key=lambda m: m[_METRIC], default=None)
-        return TrainResult(state.epochs_done, self._trained, best, self._out_of_patience())
+        best = max(self._evaluations(), key=lambda m: float(m[_METRIC]), default=None)
+        return TrainResult(state.epoch, self._trained, best, self._out_of_patience())
 
     def _epoch(self, epoch: int) -> None:
         started = self._clock()
@@ -211,7 +211,8 @@ class Trainer:
             scheduler.give_back(_OWNER, keys)
 
     def _guard(self, bucket: Bucket, stats: BucketStats) -> None:
-        first = self._run.state.first_loss
+        commits = self._run.state.stats.get(1)
+        first = commits[0]["loss"] if commits else None
         if first and stats.edges and stats.loss > self._plan.loss_spike * first:
             raise DivergenceError(
                 f"bucket {bucket}: the loss rose to {stats.loss:.4g}, more than "
@@ -229,7 +230,7 @@ class Trainer:
             partitions=self._cache.flush(),
             relations=self._model.arrays(),
             edges=pending.edges,
-            loss=pending.loss_sum / max(pending.edges, 1),
+            stats={"loss": pending.loss_sum / max(pending.edges, 1)},
         )
         self._run.collect_garbage()
         self._metrics.write(
@@ -238,7 +239,7 @@ class Trainer:
 
     def _report_epoch(self, epoch: int, progress: _EpochProgress, seconds: float) -> None:
         rate = progress.edges / max(seconds, 1e-9)
-        waited = self._cache.statistics.waited_s
+        waited = self._cache.statistics.wait_s
         self._metrics.write(
             "epoch", epoch=epoch, edges=progress.edges, edges_per_s=round(rate, 1),
             loss=progress.loss, seconds=round(seconds, 3), io_wait_s=round(waited, 3),
@@ -250,11 +251,12 @@ class Trainer:
 
     def _validate_if_due(self) -> None:
         state, every = self._run.state, self._plan.eval_every
-        epoch = state.epochs_done
-        due = every and epoch and epoch % every == 0 and epoch not in state.evaluations
+        epoch = state.epoch
+        evaluated = any(evaluation.epoch == epoch for evaluation in state.evaluations)
+        due = every and epoch and epoch % every == 0 and not evaluated and not state.done
         if not due or self._validate is None:
             return
-        earlier = max((m[_METRIC] for m in state.evaluations.values()), default=-1.0)
+        earlier = max((m[_METRIC] for m in self._evaluations()), default=-1.0)
         metrics = self._validate()
         # The snapshot comes first: a crash in between only repeats the evaluation.
         if metrics[_METRIC] > earlier:
@@ -265,10 +267,13 @@ class Trainer:
             f"epoch {epoch}  validation mrr {metrics['mrr']:.4f}  hits@10 {metrics['hits@10']:.4f}"
         )
 
+    def _evaluations(self) -> list[dict[str, Any]]:
+        return [evaluation.metrics for evaluation in self._run.state.evaluations]
+
     def _out_of_patience(self) -> bool:
         if not self._plan.patience:
             return False
-        scores = [m[_METRIC] for _, m in sorted(self._run.state.evaluations.items())]
+        scores = [metrics[_METRIC] for metrics in self._evaluations()]
         if not scores:
             return False
         return len(scores) - 1 - scores.index(max(scores)) >= self._plan.patience

@@ -1,0 +1,294 @@
+"""The command line: one command, verbs named like the functions of `biggraph.api`.
+
+Parses arguments, prints results on stdout and progress on stderr; does no work of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from biggraph import api, describe
+from biggraph.config import parse_size
+from biggraph.embeddings import Embeddings
+from biggraph.errors import BigGraphError, ConfigError, FormatError
+from biggraph.export import export as write_export
+from biggraph.log import to_json
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Embed graphs: import an edge list, train, evaluate, query, export.",
+)
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the result to FILE.")]
+GraphPath = Annotated[
+    Path | None, typer.Option("--graph", help="Graph directory, if it moved since training.")
+]
+SnapshotName = Annotated[
+    str | None, typer.Option("--snapshot", help="A kept checkpoint; default: best, else latest.")
+]
+K = Annotated[int, typer.Option("-k", min=1, help="How many to print.")]
+Checkpoint = Annotated[Path, typer.Argument(help="Run directory made by `biggraph train`.")]
+
+
+class ExportFormat(StrEnum):
+    """Formats that `biggraph export` writes."""
+
+    PARQUET = "parquet"
+    NPY = "npy"
+    TSV = "tsv"
+    WORD2VEC = "word2vec"
+
+
+class Metric(StrEnum):
+    """Similarities that `biggraph neighbors` ranks by."""
+
+    COS = "cos"
+    DOT = "dot"
+    L2 = "l2"
+
+
+def _example(text: str) -> str:
+    return f"Example:  {text}"
+
+
+@app.command("import", epilog=_example("biggraph import edges.tsv --out graph --holdout test=0.1"))
+def import_(
+    sources: Annotated[list[str], typer.Argument(help="Files, folders or globs: the train split.")],
+    out: Annotated[Path, typer.Option(help="Graph directory to make.")],
+    valid: Annotated[list[str], typer.Option(help="Sources of the validation split.")] = [],  # noqa: B006
+    test: Annotated[list[str], typer.Option(help="Sources of the test split.")] = [],  # noqa: B006
+    holdout: Annotated[
+        str | None, typer.Option(help="Random splits instead: valid=0.05,test=0.05.")
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Names or positions: head,relation,tail[,weight].")
+    ] = None,
+    header: Annotated[
+        bool | None, typer.Option("--header/--no-header", help="Default: found out.")
+    ] = None,
+    partitions: Annotated[int | None, typer.Option(min=1, help="Slices an entity type.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Working memory, such as 1GiB.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of assignment and shuffle.")] = None,
+    skip_bad_lines: Annotated[bool, typer.Option(help="Report bad lines, do not stop.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing graph.")] = False,
+    config: Annotated[
+        Path | None, typer.Option(help="Run file with entity types, relations and filters.")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Shard entities into partitions and edges into buckets."""
+    report = api.import_graph(
+        sources,
+        out,
+        valid=valid,
+        test=test,
+        holdout=parse_holdout(holdout),
+        columns=columns.split(",") if columns else None,
+        header=header,
+        partitions=partitions,
+        memory=parse_memory(memory),
+        seed=seed,
+        skip_bad_lines=skip_bad_lines,
+        overwrite=overwrite,
+        config=config,
+        quiet=quiet,
+    )
+    print(to_json(describe.import_values(report)) if as_json else describe.import_text(report))
+
+
+@app.command(epilog=_example("biggraph train run.toml train.epochs=20 checkpoint.path=runs/a"))
+def train(
+    config: Annotated[Path, typer.Argument(help="Run file (TOML).")],
+    overrides: Annotated[list[str], typer.Argument(help="Dotted overrides: key.sub=value.")] = [],  # noqa: B006
+    restart: Annotated[bool, typer.Option(help="Remove an existing run first.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train embeddings; goes on where an earlier start of the same run ended."""
+    result = api.train(config, overrides, restart=restart, quiet=quiet)
+    print(to_json(asdict(result)) if as_json else describe.train_text(result))
+
+
+@app.command("eval", epilog=_example("biggraph eval runs/a --split test --json test.json"))
+def evaluate(
+    checkpoint: Checkpoint,
+    split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
+    filtered: Annotated[
+        bool, typer.Option("--filtered/--raw", help="Leave known true edges out.")
+    ] = True,
+    candidates: Annotated[str, typer.Option(help='"all", or a number of sampled ones.')] = "all",
+    edges: Annotated[int | None, typer.Option(min=1, help="Evaluate a sample of edges.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the samples.")] = 0,
+    per_relation: Annotated[
+        bool, typer.Option("--per-relation", help="Each relation too.")
+    ] = False,
+    baseline: Annotated[bool, typer.Option("--baseline", help="Rank by popularity.")] = False,
+    graph: GraphPath = None,
+    snapshot: SnapshotName = None,
+    json_file: JsonFile = None,
+    quiet: Quiet = False,
+) -> None:
+    """Rank true edges among corrupted ones: MRR, mean rank, hits@k."""
+    result = api.evaluate(
+        checkpoint,
+        split=split,
+        filtered=filtered,
+        candidates=parse_candidates(candidates),
+        edges=edges,
+        seed=seed,
+        per_relation=per_relation,
+        baseline=baseline,
+        graph=graph,
+        snapshot=snapshot,
+        quiet=quiet,
+    )
+    if json_file:
+        json_file.write_text(to_json(result.to_dict()) + "\n", encoding="utf-8")
+    print(describe.evaluation_text(result))
+
+
+@app.command(epilog=_example("biggraph neighbors runs/a Q42 -k 5"))
+def neighbors(
+    checkpoint: Checkpoint,
+    entity: Annotated[str, typer.Argument(help="Name of an entity, or TYPE:name.")],
+    k: K = 10,
+    metric: Annotated[Metric, typer.Option(help="Similarity.")] = Metric.COS,
+    entity_type: Annotated[str | None, typer.Option(help="Only this entity type.")] = None,
+    graph: GraphPath = None,
+    snapshot: SnapshotName = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the entities nearest to one."""
+    embeddings = Embeddings.open(checkpoint, graph=graph, snapshot=snapshot)
+    found = embeddings.neighbors(entity, k, metric=metric.value, entity_type=entity_type)
+    rows = [asdict(neighbor) for neighbor in found]
+    print(json.dumps(rows, ensure_ascii=False, indent=2) if as_json else describe.rows_text(rows))
+
+
+@app.command(epilog=_example("biggraph predict runs/a --head Paris --relation capital_of"))
+def predict(
+    checkpoint: Checkpoint,
+    relation: Annotated[str, typer.Option(help="Name of a relation.")],
+    head: Annotated[str | None, typer.Option(help="Known left end; predicts the right.")] = None,
+    tail: Annotated[str | None, typer.Option(help="Known right end; predicts the left.")] = None,
+    k: K = 10,
+    include_known: Annotated[bool, typer.Option(help="Also list edges of the graph.")] = False,
+    graph: GraphPath = None,
+    snapshot: SnapshotName = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the best candidates for the missing end of an edge."""
+    embeddings = Embeddings.open(checkpoint, graph=graph, snapshot=snapshot)
+    found = embeddings.predict(
+        head=head, relation=relation, tail=tail, k=k, exclude_known=not include_known
+    )
+    rows = [asdict(prediction) for prediction in found]
+    print(json.dumps(rows, ensure_ascii=False, indent=2) if as_json else describe.rows_text(rows))
+
+
+@app.command(epilog=_example("biggraph export runs/a --format parquet --out embeddings"))
+def export(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Option(help="File or folder to make.")],
+    format: Annotated[ExportFormat, typer.Option(help="What to write.")],
+    entity_type: Annotated[list[str], typer.Option(help="Only these entity types.")] = [],  # noqa: B006
+    graph: GraphPath = None,
+    snapshot: SnapshotName = None,
+) -> None:
+    """Write embeddings with their names to a common format."""
+    write_export(
+        checkpoint,
+        out,
+        format=format.value,
+        graph=graph,
+        snapshot=snapshot,
+        entity_types=entity_type or None,
+    )
+
+
+@app.command(epilog=_example("biggraph inspect runs/a --verify"))
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A graph directory or a run directory.")],
+    verify: Annotated[bool, typer.Option(help="Check every digest and invariant.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a graph or a checkpoint holds."""
+    values = describe.describe(path)
+    print(to_json(values) if as_json else describe.values_text(values))
+    if verify:
+        problems = describe.verify(path)
+        for problem in problems:
+            print(f"problem: {problem}", file=sys.stderr)
+        if problems:
+            raise FormatError(f"{path}: {len(problems)} problems found")
+        print("verified: every digest and invariant holds", file=sys.stderr)
+
+
+def parse_holdout(text: str | None) -> dict[str, float]:
+    """Return {"valid": 0.05} for "valid=0.05".
+
+    Raises:
+        ConfigError: not of that form.
+    """
+    try:
+        pairs = [part.split("=") for part in text.split(",")] if text else []
+        return {split: float(share) for split, share in pairs}
+    except ValueError:
+        raise ConfigError(f'--holdout "{text}": expected valid=0.05,test=0.05') from None
+
+
+def parse_memory(text: str | None) -> int | None:
+    """Return bytes for "1GiB".
+
+    Raises:
+        ConfigError: not a size.
+    """
+    try:
+        return None if text is None else parse_size(text)
+    except ValueError as error:
+        raise ConfigError(f"--memory: {error}") from None
+
+
+def parse_candidates(text: str) -> api.Candidates:
+    """Return "all" or a number.
+
+    Raises:
+        ConfigError: neither.
+    """
+    if text == "all":
+        return "all"
+    if not text.isdigit() or int(text) < 1:
+        raise ConfigError(f'--candidates "{text}": expected "all" or a number from 1')
+    return int(text)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends in one line on stderr and exit code 2."""
+    try:
+        app()
+    except BigGraphError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except MemoryError:
+        print(
+            "error: out of memory; lower train.memory or --memory, or import with more partitions",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
