@@ -17,7 +17,7 @@ LAYERS = (
     ("train", "dist"),
     ("train.build", "train.trainer"),
     ("evaluate", "embeddings", "export", "serve"),
-    ("", "api", "tables", "cli", "__main__"),
+    ("", "api", "describe", "cli", "__main__"),
 )
 SIBLINGS = {"graph", "model", "storage", "scheduling"}
 ONLY_IN = {

@@ -1,6 +1,6 @@
 """The demo's graph: what the script finds in a small library written for the test."""
 
-import importlib.util
+import importlib
 import sys
 from pathlib import Path
 
@@ -55,12 +55,9 @@ SOURCES = {
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("stdlib_graph", ROOT / "scripts/stdlib_graph.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["stdlib_graph"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["stdlib_graph"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "scripts")
+        yield importlib.import_module("stdlib_graph")
 
 
 @pytest.fixture(scope="module")
