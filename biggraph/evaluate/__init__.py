@@ -1,0 +1,1 @@
+"""Evaluation of checkpoints: ranks of true entities among candidates, and their summaries."""

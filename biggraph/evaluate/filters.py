@@ -1,0 +1,113 @@
+"""Known answers: the entities that must not compete with the true one.
+
+Streams the edges of a graph and keeps what belongs to given questions. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from biggraph.evaluate.numbering import Numbering, Numbers
+from biggraph.evaluate.queries import Queries
+from biggraph.graph.graph import Graph
+from biggraph.types import Bucket, Side
+
+
+@dataclass(frozen=True)
+class Known:
+    """For each question, the entities that are known to answer it.
+
+    Questions with the same anchor, relation and side share a row. Each answer is one integer,
+    row * limit + number, and all of them stand in one ascending array, so that the answers of a
+    row inside a range of numbers are found by bisection.
+
+    Args:
+        codes: ascending and distinct, int64, shape [K].
+        limit: above every entity's number.
+        row: row of each question, int64, shape [Q].
+    """
+
+    codes: Numbers
+    limit: int
+    row: Numbers
+
+    def answers(self, questions: Numbers, start: int, stop: int) -> tuple[Numbers, Numbers]:
+        """Return known answers with start <= number < stop, where 0 <= start <= stop <= limit.
+
+        Returns:
+            Positions in `questions` and the numbers of the answers, both int64, same shape.
+        """
+        base = self.row[questions] * self.limit
+        first = np.searchsorted(self.codes, base + start)
+        count = np.searchsorted(self.codes, base + stop) - first
+        position = np.repeat(np.arange(len(questions)), count)
+        skipped = np.cumsum(count) - count
+        index = np.arange(len(position)) + (first - skipped)[position]
+        return position, self.codes[index] - base[position]
+
+    def counts(self, questions: Numbers) -> Numbers:
+        """Return the number of known answers of some questions, int64, same shape."""
+        base = self.row[questions] * self.limit
+        first = np.searchsorted(self.codes, base)
+        return (np.searchsorted(self.codes, base + self.limit) - first).astype(np.int64)
+
+
+def only_truths(queries: Queries, numbering: Numbering) -> Known:
+    """Return what raw ranking leaves out: each question's own answer."""
+    row = np.arange(len(queries))
+    return Known(row * numbering.limit + queries.truth, numbering.limit, row)
+
+
+def known_answers(graph: Graph, queries: Queries, numbering: Numbering) -> Known:
+    """Return every answer to the questions that stands in any split of the graph.
+
+    Reads bucket by bucket; memory grows with the answers that are found.
+    """
+    limit, relations = numbering.limit, len(graph.schema.relations)
+
+    def code(rel: Numbers, anchor: Numbers, replaces_lhs: int | Numbers) -> Numbers:
+        return (replaces_lhs * relations + rel) * limit + anchor
+
+    wanted, row = np.unique(
+        code(queries.rel, queries.anchor, queries.replaces_lhs.astype(np.int64)),
+        return_inverse=True,
+    )
+    found = [np.empty(0, dtype=np.int64)]
+    for bucket, split in _buckets_to_read(graph, queries, numbering):
+        edges = graph.edges(split, bucket)
+        lhs, rhs = numbering.ends(edges, bucket)
+        rel = edges.rel.astype(np.int64)
+        for replaces_lhs, anchor, answer in ((0, lhs, rhs), (1, rhs, lhs)):
+            codes = code(rel, anchor, replaces_lhs)
+            place = np.searchsorted(wanted, codes)
+            place[place == len(wanted)] = 0
+            match = wanted[place] == codes
+            found.append(place[match] * limit + answer[match])
+    return Known(np.unique(np.concatenate(found)), limit, row)
+
+
+def _buckets_to_read(
+    graph: Graph, queries: Queries, numbering: Numbering
+) -> Iterator[tuple[Bucket, str]]:
+    """Yield the non-empty buckets that can hold an edge of some question's anchor."""
+    kept_lhs = _anchor_partitions(queries, numbering, Side.LHS)
+    kept_rhs = _anchor_partitions(queries, numbering, Side.RHS)
+    for split, buckets in graph.splits.items():
+        for bucket in sorted(buckets):
+            if bucket.lhs in kept_lhs or bucket.rhs in kept_rhs:
+                yield bucket, split
+
+
+def _anchor_partitions(queries: Queries, numbering: Numbering, kept: Side) -> set[int]:
+    """Return the indexes of the partitions that hold anchors at the kept side."""
+    at_side = queries.replaces_lhs == (kept is Side.RHS)
+    types = np.array([r.entity_type(kept) for r in numbering.schema.relations])
+    found: set[int] = set()
+    for entity_type in np.unique(types):
+        of_type = at_side & (types == entity_type)[queries.rel]
+        partition, _ = numbering.places(str(entity_type), queries.anchor[of_type])
+        found.update(np.unique(partition).tolist())
+    return found
