@@ -155,9 +155,8 @@ class PartitionCache:
     ) -> None:
         self.close()
 
-    @property
-    def bytes_used(self) -> int:
-        """Bytes of all tables in memory, those being read and written included."""
+    def _bytes_used(self) -> int:
+        """Return bytes of all tables in memory, those being written and to be read included."""
         with self._lock:
             return self._total(self._tables) + self._total(self._reads)
 
@@ -173,7 +172,7 @@ class PartitionCache:
             unwanted := self._reads.keys() - self._pinned
         ):
             self._await_read(min(unwanted))
-        while self._leaving and self.bytes_used + needed > self._capacity:
+        while self._leaving and self._bytes_used() + needed > self._capacity:
             with self._lock:
                 leaving = next(iter(self._leaving), None)
             if leaving is not None:
@@ -208,7 +207,7 @@ class PartitionCache:
         if key in self._tables or key in self._reads:
             return
         before: list[Future[PartitionVersion]] = []
-        if self.bytes_used + self._size_of(key) > self._capacity:
+        if self._bytes_used() + self._size_of(key) > self._capacity:
             before = list(self._writes.values())
 
         def load() -> EmbeddingTable:

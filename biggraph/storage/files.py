@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import mmap
 import os
 import stat
@@ -100,7 +101,7 @@ def read_arrays(root: Path, ref: FileRef) -> tuple[Arrays, Attributes]:
         StorageError: the file system refused.
     """
     with open_checked(root, ref) as file:
-        slots, attributes = _parse(file, root / ref.path)
+        slots, attributes = _parse(file, root / ref.path, ref.size)
         arrays: Arrays = {}
         for name, slot in slots.items():
             arrays[name] = np.empty(slot.shape, slot.dtype)
@@ -164,11 +165,10 @@ class MappedArrays:
             raise FormatError(
                 f"{self._path}: damaged: its content does not match its digest{_RESTORE}"
             )
-        slots, attributes = _parse(self._memory, self._path)
+        slots, attributes = _parse(self._memory, self._path, self._ref.size)
         arrays: Arrays = {}
         for name, slot in slots.items():
-            count = int(np.prod(slot.shape))
-            flat = np.frombuffer(self._memory, slot.dtype, count, slot.offset)
+            flat = np.frombuffer(self._memory, slot.dtype, math.prod(slot.shape), slot.offset)
             arrays[name] = flat.reshape(slot.shape)
         return arrays, attributes
 
@@ -232,12 +232,14 @@ def _lay_out(
     return slots
 
 
-def _parse(file: io.BufferedReader | mmap.mmap, path: Path) -> tuple[dict[str, _Slot], Attributes]:
+def _parse(
+    file: io.BufferedReader | mmap.mmap, path: Path, file_size: int
+) -> tuple[dict[str, _Slot], Attributes]:
     try:
         with h5py.File(file, "r") as hdf:
             attributes = {str(k): _plain(v) for k, v in hdf.attrs.items()}
             _check_version(attributes, path)
-            return {name: _slot(hdf, name, path) for name in hdf}, attributes
+            return {name: _slot(hdf, name, path, file_size) for name in hdf}, attributes
     except (OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
         raise FormatError(f"{path}: not a readable HDF5 file ({error})") from None
 
@@ -253,7 +255,7 @@ def _check_version(attributes: Attributes, path: Path) -> None:
         )
 
 
-def _slot(hdf: h5py.File, name: str, path: Path) -> _Slot:
+def _slot(hdf: h5py.File, name: str, path: Path, file_size: int) -> _Slot:
     """Return where an array lies, refusing whatever `write_arrays` would not have written."""
     if not isinstance(hdf.get(name, getlink=True), h5py.HardLink):
         raise FormatError(f"{path}: {name} is a link to another place; refused")
@@ -261,18 +263,21 @@ def _slot(hdf: h5py.File, name: str, path: Path) -> _Slot:
     if not isinstance(dataset, h5py.Dataset):
         raise FormatError(f"{path}: {name} is not an array; refused")
     plan, dtype = dataset.id.get_create_plist(), dataset.dtype
-    size = int(np.prod(dataset.shape)) * dtype.itemsize
+    size = math.prod(dataset.shape or ()) * dtype.itemsize
+    offset = (dataset.id.get_offset() or 0) if size else 0
     plain = (
         plan.get_external_count() == 0
         and plan.get_layout() == h5py.h5d.CONTIGUOUS
         and plan.get_nfilters() == 0
         and dtype.kind in "fiu"
         and dtype.newbyteorder("<") == dtype
+        and dataset.shape is not None
         and dataset.id.get_storage_size() == size
+        and offset + size <= file_size
     )
     if not plain:
         raise FormatError(f"{path}: {name} is not a plain contiguous array of numbers; refused")
-    return _Slot(dtype, dataset.shape, (dataset.id.get_offset() or 0) if size else 0)
+    return _Slot(dtype, dataset.shape, offset)
 
 
 def _plain(value: Any) -> int | str:

@@ -83,11 +83,8 @@ def publish(path: Path) -> Iterator[io.BufferedRandom]:
     """
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}{TEMPORARY}")
     try:
-        with operation("create", temporary):
-            file = temporary.open("xb+")
-        with file:
-            with operation("write", temporary):
-                yield file
+        with operation("write", temporary), temporary.open("xb+") as file:
+            yield file
             sync(file, temporary)
         with operation("link", path):
             os.link(temporary, path)
@@ -124,9 +121,8 @@ def replace(path: Path, data: bytes) -> None:
     """
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}{TEMPORARY}")
     try:
-        with operation("create", temporary), temporary.open("xb") as file:
-            with operation("write", temporary):
-                file.write(data)
+        with operation("write", temporary), temporary.open("xb") as file:
+            file.write(data)
             sync(file, temporary)
         with operation("rename", path):
             os.replace(temporary, path)

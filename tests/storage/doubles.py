@@ -1,0 +1,118 @@
+"""A tiny run that can be trained in milliseconds, interrupted anywhere, and resumed."""
+
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+
+from biggraph.config import make_config
+from biggraph.scheduling.orders import ORDERS
+from biggraph.scheduling.scheduler import BucketScheduler, Grant
+from biggraph.schema import EntityType, GraphSchema, RelationType
+from biggraph.storage.cache import PartitionCache
+from biggraph.storage.run import RunDirectory, is_run
+from biggraph.storage.state import InitFacts
+from biggraph.storage.table import advance_chain
+from biggraph.types import Bucket, mix_seed
+
+SCHEMA = GraphSchema(
+    (EntityType("user", (3, 2)), EntityType("a/b ü", (2,))),
+    (RelationType("knows", "user", "user"), RelationType("likes", "user", "a/b ü")),
+)
+BUCKETS = {Bucket(0, 0): 5, Bucket(0, 1): 2, Bucket(1, 0): 3, Bucket(1, 1): 4}
+DIMENSION = 4
+CONFIG = make_config({"model": {"dimension": DIMENSION}, "train": {"seed": 7}})
+EPOCHS = 2
+
+
+class Crash(BaseException):
+    """Stands for the death of the process: no code may catch it and go on."""
+
+
+def facts(row_wise=False) -> InitFacts:
+    return InitFacts(SCHEMA, "fingerprint", DIMENSION, row_wise, 0.1, 7, dict(BUCKETS))
+
+
+def table_bytes(key) -> int:
+    return SCHEMA.count(key) * DIMENSION * 4 * 2
+
+
+def open_run(path: Path) -> RunDirectory:
+    return RunDirectory.resume(path) if is_run(path) else RunDirectory.create(path, CONFIG, facts())
+
+
+def train(path: Path, capacity: int = 150) -> None:
+    """Train from wherever the run stands to its end, as a trainer would.
+
+    The update depends on order and on every earlier update, so work that is lost or counted
+    twice changes the result.
+    """
+    with (
+        open_run(path) as run,
+        PartitionCache(run.store, capacity, table_bytes) as cache,
+    ):
+        while run.state.epoch < EPOCHS:
+            train_epoch(run, cache)
+        if len(run.state.evaluations) < EPOCHS:
+            run.record_evaluation(run.state.epoch, {"mrr": 0.5})
+
+
+def train_epoch(run: RunDirectory, cache: PartitionCache) -> None:
+    epoch = run.state.epoch + 1
+    relations = run.relations() or {"w": np.ones(3), "optimizer.w": np.zeros(3)}
+    done = set(run.state.done)
+    order = [b for b in ORDERS["random"](list(BUCKETS), epoch) if b not in done]
+    scheduler = BucketScheduler(order, SCHEMA.needs(BUCKETS), affinity=False)
+    pending: list[Bucket] = []
+    while isinstance(grant := scheduler.acquire("w"), Grant):
+        tables = cache.hold(SCHEMA.partitions_of(grant.bucket))
+        if following := scheduler.peek("w"):
+            cache.prefetch(SCHEMA.partitions_of(following))
+        train_bucket(epoch, grant.bucket, tables, relations)
+        scheduler.finish("w")
+        pending.append(grant.bucket)
+        if len(pending) == 3 or not scheduler.peek("w"):
+            edges = sum(BUCKETS[b] for b in pending)
+            run.commit(epoch, pending, cache.flush(), relations, edges, {"loss": 1.0})
+            run.collect_garbage()
+            pending = []
+    if epoch == 1 and "best" not in run.state.snapshots:
+        run.snapshot("best")
+
+
+def train_bucket(epoch, bucket, tables, relations) -> None:
+    step = mix_seed(epoch, *bucket) % 97 / 97
+    for table in tables.values():
+        table.rows.mul_(0.9).add_(step + float(relations["w"][0]))
+        table.state.add_(step)
+        table.chain = advance_chain(table.chain, epoch, bucket)
+    relations["w"] = relations["w"] * 0.9 + step
+    relations["optimizer.w"] = relations["optimizer.w"] + 1
+
+
+class Fault:
+    """Fails the n-th file operation: raises `error`, or ends the process where it is an int.
+
+    After a Crash every later operation crashes too, as a dead process does nothing more.
+    """
+
+    def __init__(self, n: int, error: BaseException | int | None, *, tear: bool = False) -> None:
+        self.n, self.error, self.tear = n, error, tear
+        self.count, self.hit = 0, False
+        self.seen: list[str] = []
+        self._lock = threading.Lock()
+
+    def __call__(self, operation: str, path: Path) -> None:
+        with self._lock:
+            self.count += 1
+            self.seen.append(operation)
+            if self.count != self.n and not (self.hit and isinstance(self.error, Crash)):
+                return
+            first, self.hit = not self.hit, True
+        if first and self.tear and operation == "sync" and path.exists():
+            os.truncate(path, path.stat().st_size // 2)
+        if isinstance(self.error, int):
+            os._exit(self.error)
+        if self.error is not None:
+            raise self.error

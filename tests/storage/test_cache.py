@@ -1,0 +1,250 @@
+"""The cache: whatever is held, prefetched and flushed, tables are what a dictionary would hold."""
+
+import threading
+import time
+
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from biggraph.errors import DivergenceError, StorageError
+from biggraph.storage.cache import PartitionCache
+from biggraph.storage.files import FileRef
+from biggraph.storage.run import RunDirectory
+from biggraph.storage.state import PartitionVersion
+from biggraph.storage.table import EmbeddingTable
+from biggraph.types import PartitionKey
+from tests.storage.doubles import CONFIG, SCHEMA, facts, table_bytes
+
+KEYS = [PartitionKey("e", i) for i in range(5)]
+SIZES = {key: 8 * (1 + key.index % 3) for key in KEYS}
+
+
+class MemoryStore:
+    """Tables as tuples of numbers, by version; notices two operations on one key at a time."""
+
+    def __init__(self, delay=0.0):
+        self.versions: dict[str, tuple[float, ...]] = {}
+        self.newest: dict[PartitionKey, int] = {}
+        self.busy: set[PartitionKey] = set()
+        self.delay = delay
+        self.fail: Exception | None = None
+        self.on_load = lambda key: None
+        self.log: list[tuple[str, int]] = []
+
+    def load(self, key):
+        return self._alone("load", key, lambda: self._table(key))
+
+    def save(self, table):
+        return self._alone("save", table.key, lambda: self._save(table))
+
+    def discard(self, saved):
+        del self.versions[saved.file.path]
+
+    def _alone(self, name, key, work):
+        assert key not in self.busy
+        self.busy.add(key)
+        time.sleep(self.delay)
+        try:
+            if self.fail is not None:
+                raise self.fail
+            self.log.append((name, key.index))
+            return work()
+        finally:
+            self.busy.remove(key)
+
+    def _table(self, key):
+        self.on_load(key)
+        version = self.newest.get(key, 0)
+        values = self.versions[f"{key}/{version}"] if version else (0.0,) * (SIZES[key] // 8)
+        return EmbeddingTable(key, torch.tensor(values), torch.zeros(len(values)), "")
+
+    def _save(self, table):
+        before = tuple(table.rows.tolist())
+        time.sleep(self.delay)
+        assert before == tuple(table.rows.tolist()), "changed while it was written"
+        version = self.newest[table.key] = self.newest.get(table.key, 0) + 1
+        self.versions[f"{table.key}/{version}"] = before
+        return PartitionVersion(version, FileRef(f"{table.key}/{version}", "", 0), "")
+
+
+def bump(tables):
+    for table in tables.values():
+        table.rows += 1
+
+
+class Machine(RuleBasedStateMachine):
+    """Against a plain dictionary, with tiny capacities and slow disks."""
+
+    @initialize(capacity=st.integers(8, 90), delay=st.sampled_from([0.0, 0.0005]))
+    def begin(self, capacity, delay):
+        self.capacity = capacity
+        self.store = MemoryStore(delay)
+        self.cache = PartitionCache(self.store, capacity, SIZES.__getitem__)
+        self.store.on_load = self.there_is_room
+        self.expected = dict.fromkeys(KEYS, 0.0)
+        self.changed: set[PartitionKey] = set()
+        self.flushed: dict[PartitionKey, PartitionVersion] = {}
+        self.held = 0
+
+    @rule(keys=st.lists(st.sampled_from(KEYS), min_size=1, max_size=3))
+    def hold(self, keys):
+        tables = self.cache.hold(keys)
+        self.held = sum(SIZES[key] for key in set(keys))
+        assert tables.keys() == set(keys)
+        for key, table in tables.items():
+            assert table.rows.tolist() == [self.expected[key]] * (SIZES[key] // 8)
+            self.expected[key] += 1
+        self.changed |= tables.keys()
+        bump(tables)
+
+    @rule(keys=st.lists(st.sampled_from(KEYS), max_size=3))
+    def prefetch(self, keys):
+        self.cache.prefetch(keys)
+
+    @rule()
+    def flush(self):
+        flushed = self.cache.flush()
+        assert flushed.keys() == self.changed
+        self.changed = set()
+        self.flushed |= flushed
+        for key, saved in self.flushed.items():
+            assert saved.version == self.store.newest[key]
+            values = self.store.versions[saved.file.path]
+            assert values == (self.expected[key],) * (SIZES[key] // 8)
+
+    def there_is_room(self, key):
+        """On the reading thread, when a table is about to take memory."""
+        with self.cache._lock:
+            used = sum(SIZES[k] for k in self.cache._tables)
+        assert used + SIZES[key] <= max(self.capacity, sum(SIZES[k] for k in self.cache._pinned))
+
+    @invariant()
+    def memory_is_bounded(self):
+        with self.cache._lock:
+            used = sum(SIZES[k] for k in self.cache._tables)
+        assert used <= max(self.capacity, self.held)
+
+    @invariant()
+    def flushed_versions_are_kept(self):
+        assert {saved.file.path for saved in self.flushed.values()} <= self.store.versions.keys()
+
+    def teardown(self):
+        if hasattr(self, "cache"):
+            self.flush()
+            assert len(self.store.versions) <= len(self.flushed) + len(self.store.log)
+            self.cache.close()
+
+
+TestMachine = Machine.TestCase
+TestMachine.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
+
+
+@pytest.fixture
+def store():
+    return MemoryStore()
+
+
+@pytest.fixture
+def cache(store):
+    with PartitionCache(store, 40, SIZES.__getitem__) as cache:
+        yield cache
+
+
+def test_what_fits_is_read_once_and_written_at_flush_only(store):
+    with PartitionCache(store, 1000, SIZES.__getitem__) as cache:
+        for _ in range(3):
+            for key in KEYS:
+                bump(cache.hold([key]))
+        assert len(store.log) == 5
+        assert cache.flush().keys() == set(KEYS)
+        assert cache.flush() == {}
+        assert cache.statistics.loads == cache.statistics.saves == 5
+        assert cache.statistics.bytes_loaded == cache.statistics.bytes_saved == sum(SIZES.values())
+
+
+def test_the_least_recently_used_table_leaves(store, cache):
+    for index in (0, 1, 0, 2):  # 8, 16 and 24 bytes of 40
+        cache.hold([KEYS[index]])
+    cache.flush()
+    assert ("save", 1) in store.log
+    cache.hold([KEYS[0]])
+    assert store.log.count(("load", 0)) == 1
+
+
+def test_prefetch_reads_ahead_where_there_is_room_only(store, cache):
+    cache.hold([KEYS[0]])
+    cache.prefetch([KEYS[1]])
+    cache.hold([KEYS[1]])
+    assert store.log == [("load", 0), ("load", 1)]
+    cache.hold([KEYS[1], KEYS[4]])  # 32 of 40
+    cache.prefetch([KEYS[2]])
+    cache.flush()
+    assert ("load", 2) not in store.log
+
+
+def test_prefetch_makes_room_by_writing_behind(store, cache):
+    cache.hold([KEYS[2]])  # 24 of 40
+    cache.hold([KEYS[1]])  # 40
+    cache.prefetch([KEYS[4]])  # 16 more: the first has to leave
+    tables = cache.hold([KEYS[4]])
+    assert store.log.index(("save", 2)) < store.log.index(("load", 4))
+    assert tables[KEYS[4]].rows.tolist() == [0.0, 0.0]
+
+
+def test_a_table_being_written_is_taken_back_without_reading():
+    store = MemoryStore(delay=0.02)
+    with PartitionCache(store, 40, SIZES.__getitem__) as cache:
+        bump(cache.hold([KEYS[2]]))
+        cache.hold([KEYS[1]])
+        cache.prefetch([KEYS[4]])
+        assert cache.hold([KEYS[2]])[KEYS[2]].rows.tolist() == [1.0] * 3
+    assert store.log.count(("load", 2)) == 1
+
+
+def test_what_one_call_needs_is_allowed_beyond_capacity(store, cache):
+    assert cache.hold(KEYS).keys() == set(KEYS)
+    cache.hold(KEYS[:1])
+    cache.flush()
+    assert store.log.count(("save", 4)) == 1
+    assert sum(SIZES[key] for key in cache._tables) <= 40
+
+
+@pytest.mark.parametrize("call", ["hold", "prefetch", "flush"])
+def test_an_error_of_the_background_surfaces_at_the_next_call(store, cache, call):
+    bump(cache.hold([KEYS[2]]))
+    cache.hold([KEYS[1]])
+    store.fail = StorageError("disk full")
+    cache.prefetch([KEYS[4]])
+    while not all(w.done() for w in [*cache._writes.values(), *cache._reads.values()]):
+        time.sleep(0.001)
+    with pytest.raises(StorageError, match="disk full"):
+        getattr(cache, call)(*([] if call == "flush" else [KEYS[:1]]))
+    store.fail = None
+    try:
+        flushed = cache.flush()
+    except StorageError:  # the read failed as well
+        flushed = cache.flush()
+    assert KEYS[2] in flushed
+    assert store.versions[flushed[KEYS[2]].file.path] == (1.0,) * 3
+
+
+def test_nothing_starts_before_it_is_needed(store):
+    before = threading.active_count()
+    cache = PartitionCache(store, 40, SIZES.__getitem__)
+    assert threading.active_count() == before
+    cache.close()
+
+
+def test_a_ruined_table_is_not_written(tmp_path):
+    key = SCHEMA.partition_keys()[0]
+    with (
+        RunDirectory.create(tmp_path / "run", CONFIG, facts()) as run,
+        PartitionCache(run.store, 10**6, table_bytes) as cache,
+    ):
+        cache.hold([key])[key].rows[1, 1] = float("nan")
+        with pytest.raises(DivergenceError, match="partition user/0"):
+            cache.flush()
+        assert not list((tmp_path / "run/parts").rglob("*.h5"))
