@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,9 +24,7 @@ from biggraph.evaluate.queries import Queries, select_queries
 from biggraph.evaluate.ranking import DEFAULT_MEMORY, Progress, Ranker, Ranks
 from biggraph.graph.graph import Graph
 from biggraph.schema import GraphSchema
-
-if TYPE_CHECKING:
-    from biggraph.storage.checkpoint import Checkpoint
+from biggraph.storage.checkpoint import Checkpoint
 from biggraph.types import mix_seed
 
 _CANDIDATES = 2  # purpose of the generator that chooses candidates

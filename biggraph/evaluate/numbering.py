@@ -61,10 +61,9 @@ class Numbering:
         """A number above that of every entity."""
         return max((entity.count for entity in self.schema.entities), default=0) + 1
 
-    def numbers(self, key: PartitionKey, offsets: IntArray) -> Numbers:
-        """Return the numbers of entities of one partition."""
-        first: int = self._firsts[key.entity_type][key.index]
-        return offsets.astype(np.int64) + first
+    def numbers(self, entity_type: str, partition: IntArray, offset: IntArray) -> Numbers:
+        """Return the numbers of entities given by partition and offset; -1 where offset is."""
+        return np.where(offset < 0, -1, self._firsts[entity_type][partition] + offset)
 
     def places(self, entity_type: str, numbers: Numbers) -> tuple[IntArray, IntArray]:
         """Return partition and offset of each entity, both int64, shape [N]."""

@@ -6,14 +6,11 @@ Knows where a run says that its graph is, and how to tell another graph from it.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from biggraph.errors import InputError
 from biggraph.graph.graph import Graph
 from biggraph.model.model import Model, build_model
-
-if TYPE_CHECKING:
-    from biggraph.storage.checkpoint import Checkpoint
+from biggraph.storage.checkpoint import Checkpoint
 
 
 def graph_of(checkpoint: Checkpoint, path: str | Path | None = None) -> Graph:
@@ -37,10 +34,11 @@ def graph_of(checkpoint: Checkpoint, path: str | Path | None = None) -> Graph:
             "pass --graph with its new place"
         )
     graph = Graph.open(chosen)
-    if graph.fingerprint != checkpoint.state.facts.graph:
+    expected = checkpoint.state.facts.graph
+    if graph.fingerprint != expected:
         raise InputError(
             f"{chosen}: not the graph that {checkpoint.path} was trained on (fingerprint "
-            f"{graph.fingerprint[:12]}, expected {checkpoint.state.facts.graph[:12]}); "
+            f"{graph.fingerprint[:12]}, expected {expected[:12]}); "
             "pass --graph with the right one"
         )
     return graph

@@ -1,0 +1,288 @@
+"""Questions to a trained checkpoint: vectors, scores, neighbors, predictions.
+
+Tables are read block by block, so memory does not grow with the graph. Knows names and blocks;
+nothing of files or training.
+
+Axes: N entities, D dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from biggraph.errors import InputError, did_you_mean
+from biggraph.evaluate.filters import known_answers
+from biggraph.evaluate.numbering import Numbering, Numbers
+from biggraph.evaluate.opening import graph_of, model_of
+from biggraph.evaluate.queries import Queries
+from biggraph.graph.graph import Graph
+from biggraph.model.comparators import COMPARATORS
+from biggraph.model.model import Model
+from biggraph.storage.checkpoint import Checkpoint
+from biggraph.types import FloatArray, Side
+
+METRICS = ("cos", "dot", "l2")
+_BLOCK = 64 * 2**20  # bytes of rows held at once
+
+
+@dataclass(frozen=True)
+class Neighbor:
+    """An entity near another; a higher score is nearer (a distance is negative)."""
+
+    name: str
+    score: float
+    entity_type: str
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A candidate for the missing end of an edge; `known` if the graph has that edge."""
+
+    name: str
+    score: float
+    known: bool
+
+
+class Embeddings:
+    """The embeddings of a checkpoint, by entity name.
+
+    An entity is named as in the source files. A name that several entity types share needs
+    "TYPE:name" or `entity_type`; a name that stands in the graph as it is written always wins
+    over that reading.
+
+    Args:
+        checkpoint: where rows come from.
+        graph: the graph that it was trained on.
+        model: with the checkpoint's relation parameters.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, graph: Graph, model: Model) -> None:
+        self.checkpoint, self.graph, self.model = checkpoint, graph, model
+        self._numbering = Numbering(graph.schema)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        graph: str | Path | None = None,
+        snapshot: str | None = None,
+    ) -> Embeddings:
+        """Open a run directory for questions.
+
+        Args:
+            path: run directory.
+            graph: graph directory, if it moved since training.
+            snapshot: a kept checkpoint by name; None: the best, else the latest.
+
+        Raises:
+            InputError: the graph moved or is another one; no such snapshot.
+            FormatError: checkpoint or graph are damaged.
+        """
+        checkpoint = Checkpoint.open(path, snapshot)
+        its_graph = graph_of(checkpoint, graph)
+        return cls(checkpoint, its_graph, model_of(checkpoint, its_graph))
+
+    def __getitem__(self, name: str) -> FloatArray:
+        return self.vector(name)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and bool(self.graph.find(name))
+
+    def vector(self, name: str, entity_type: str | None = None) -> FloatArray:
+        """Return the embedding of an entity, float32, shape [D].
+
+        Raises:
+            InputError: no such entity, or several.
+        """
+        vector: FloatArray = self.vectors([name], entity_type)[0]
+        return vector
+
+    def vectors(self, names: Sequence[str], entity_type: str | None = None) -> FloatArray:
+        """Return the embeddings of entities, float32, shape [N, D]; raises as `vector`."""
+        types, numbers = self._resolve(names, entity_type)
+        rows_ND = np.empty((len(names), self.model.dimension), dtype=np.float32)
+        for chosen in set(types):
+            mask = np.array([kind == chosen for kind in types])
+            rows_ND[mask] = self._numbering.rows(self.checkpoint, chosen, numbers[mask])
+        return rows_ND
+
+    def score(self, head: str, relation: str, tail: str) -> float:
+        """Return the score of an edge as a candidate for its tail; see `scores`."""
+        return float(self.scores([(head, relation, tail)])[0])
+
+    @torch.no_grad()
+    def scores(self, edges: Sequence[tuple[str, str, str]]) -> FloatArray:
+        """Return the scores of (head, relation, tail), float32, shape [N]; higher is likelier.
+
+        With reciprocal relations an edge has two scores, one for each replaced side; this is the
+        one that compares tails. Scores of one head and relation compare with each other.
+
+        Raises:
+            InputError: an entity or relation is unknown.
+        """
+        schema = self.graph.schema
+        rel = np.array([schema.relation_id(name) for _, name, _ in edges], dtype=np.int64)
+        result = np.empty(len(edges), dtype=np.float32)
+        for group in self.model.groups:
+            places = np.flatnonzero(np.isin(rel, group.relations)).tolist()
+            if places:
+                heads = self.vectors([edges[i][0] for i in places], group.lhs)
+                tails = self.vectors([edges[i][2] for i in places], group.rhs)
+                ids = torch.from_numpy(rel[places])
+                query_ND = self.model.query(group, Side.RHS, torch.from_numpy(heads), ids)
+                tails_ND = self.model.candidates(group, Side.RHS, torch.from_numpy(tails))
+                result[places] = self.model.matched(query_ND, tails_ND).numpy()
+        return result
+
+    @torch.no_grad()
+    def neighbors(
+        self, name: str, k: int = 10, *, metric: str = "cos", entity_type: str | None = None
+    ) -> list[Neighbor]:
+        """Return the k entities of the same type nearest to one, best first, without itself.
+
+        Args:
+            name: of an entity.
+            k: how many; fewer come back where there are fewer.
+            metric: "cos", "dot" or "l2", whose score is the negative distance.
+            entity_type: where the name belongs to several types.
+
+        Raises:
+            InputError: unknown entity or metric, or `k` is not positive.
+        """
+        _check_k(k)
+        if metric not in METRICS:
+            raise InputError(f'unknown metric "{metric}"{did_you_mean(metric, METRICS)}')
+        (kind,), numbers = self._resolve([name], entity_type)
+        comparator = COMPARATORS[metric]
+        row = torch.from_numpy(self._numbering.rows(self.checkpoint, kind, numbers))
+        query_D = comparator.prepare(row)
+
+        def score(rows_ND: Tensor) -> Tensor:
+            return comparator.matched(query_D, comparator.prepare(rows_ND))
+
+        best = self._best(kind, score, numbers, k)
+        return [Neighbor(self._name(kind, number), value, kind) for number, value in best]
+
+    @torch.no_grad()
+    def predict(
+        self,
+        *,
+        relation: str,
+        head: str | None = None,
+        tail: str | None = None,
+        k: int = 10,
+        exclude_known: bool = True,
+    ) -> list[Prediction]:
+        """Return the k best candidates for the missing end of an edge, best first.
+
+        Reads the buckets of the graph that can hold edges of the given entity, to tell what is
+        known: any edge of the train, validation or test split.
+
+        Args:
+            relation: name of the relation.
+            head: the known left end; then tails are predicted.
+            tail: the known right end; then heads are predicted.
+            k: how many; fewer come back where there are fewer.
+            exclude_known: leave out what the graph says already.
+
+        Raises:
+            InputError: unknown names, `k` not positive, or not exactly one end given.
+        """
+        _check_k(k)
+        if (head is None) == (tail is None):
+            raise InputError("predict: give either head or tail, and the other is predicted")
+        anchor, side = (head, Side.RHS) if head is not None else (tail, Side.LHS)
+        rel = self.graph.schema.relation_id(relation)
+        group = next(group for group in self.model.groups if rel in group.relations)
+        (anchor_type,), numbers = self._resolve([str(anchor)], group.entity_type(side.other))
+        row = torch.from_numpy(self._numbering.rows(self.checkpoint, anchor_type, numbers))
+        query_1D = self.model.query(group, side, row, torch.tensor([rel]))
+
+        def score(rows_ND: Tensor) -> Tensor:
+            return self.model.matched(query_1D, self.model.candidates(group, side, rows_ND))
+
+        known = self._known(numbers, rel, side)
+        kind = group.entity_type(side)
+        best = self._best(kind, score, known if exclude_known else known[:0], k)
+        is_known = set(known.tolist())
+        return [Prediction(self._name(kind, n), value, n in is_known) for n, value in best]
+
+    def _known(self, anchor: Numbers, rel: int, side: Side) -> Numbers:
+        """Return the ascending numbers of all entities that the graph has at the missing end."""
+        # Only anchor, relation and side matter here; there is no true answer.
+        queries = Queries(anchor, np.array([rel]), anchor, np.array([side is Side.LHS]))
+        known = known_answers(self.graph, queries, self._numbering)
+        return known.answers(np.array([0]), 0, self._numbering.limit)[1]
+
+    def _best(
+        self, entity_type: str, score: Callable[[Tensor], Tensor], without: Numbers, k: int
+    ) -> list[tuple[int, float]]:
+        """Return numbers and scores of the k best entities, best first; equal ones by number."""
+        numbers, scores = np.empty(0, np.int64), np.empty(0, np.float32)
+        size = max(1, _BLOCK // (4 * self.model.dimension))
+        for block in self._numbering.blocks(entity_type, size, None):
+            rows_ND = torch.from_numpy(self.checkpoint.rows(block.key, block.offsets))
+            scores_N = score(rows_ND)
+            scores_N[scores_N.isnan()] = -torch.inf
+            scores_N[np.flatnonzero(np.isin(block.numbers, without))] = -torch.inf
+            top = scores_N.topk(min(k, len(scores_N)))
+            numbers = np.concatenate((numbers, block.numbers[top.indices.numpy()]))
+            scores = np.concatenate((scores, top.values.numpy()))
+            order = np.lexsort((numbers, -scores))[:k]
+            numbers, scores = numbers[order], scores[order]
+        pairs = zip(numbers.tolist(), scores.tolist(), strict=True)
+        return [(number, value) for number, value in pairs if value > -np.inf]
+
+    def _name(self, entity_type: str, number: int) -> str:
+        for block in self._numbering.blocks(entity_type, 1, np.array([number])):
+            name: str = self.graph.names(block.key)[int(np.asarray(block.offsets)[0])].as_py()
+        return name
+
+    def _resolve(self, names: Sequence[str], entity_type: str | None) -> tuple[list[str], Numbers]:
+        """Return the entity type and number of each name."""
+        if entity_type is not None:
+            self.graph.schema.entity_type(entity_type)
+        every = [entity.name for entity in self.graph.schema.entities]
+        types = every if entity_type is None else [entity_type]
+        found = {kind: self._locate(kind, names) for kind in types}
+        places = []
+        for i, name in enumerate(names):
+            at = [(kind, int(found[kind][i])) for kind in types if found[kind][i] >= 0]
+            places.append(at[0] if len(at) == 1 else self._disambiguate(name, entity_type, at))
+        return [kind for kind, _ in places], np.array([n for _, n in places], dtype=np.int64)
+
+    def _disambiguate(
+        self, name: str, entity_type: str | None, places: list[tuple[str, int]]
+    ) -> tuple[str, int]:
+        if places:
+            types = " and ".join(f'"{kind}"' for kind, _ in places)
+            raise InputError(
+                f'"{name}" is an entity of the types {types}; '
+                f'write "{places[0][0]}:{name}" or give the entity type'
+            )
+        kind, colon, rest = name.partition(":")
+        every = [entity.name for entity in self.graph.schema.entities]
+        if colon and kind in every and entity_type in (None, kind):
+            number = int(self._locate(kind, [rest])[0])
+            if number >= 0:
+                return kind, number
+            entity_type, name = kind, rest
+        close = self.graph.suggest(entity_type, name)
+        hint = f'; did you mean "{close[0]}"?' if close else ""
+        of_type = f' of type "{entity_type}"' if entity_type and len(every) > 1 else ""
+        raise InputError(f'no entity "{name}"{of_type} in {self.graph.path}{hint}')
+
+    def _locate(self, entity_type: str, names: Sequence[str]) -> Numbers:
+        return self._numbering.numbers(entity_type, *self.graph.locate(entity_type, names))
+
+
+def _check_k(k: int) -> None:
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise InputError(f"k = {k}: expected a whole number of at least 1")
