@@ -2,9 +2,10 @@
 
 One thread uses the cache; one thread of its own reads ahead and one writes behind. A table that
 has to leave is written first and stays in memory until that is done; asked for meanwhile, it is
-taken back without reading. What a background thread raises surfaces at the next call. The writing
-thread shares two fields with the caller, `_tables` and `_leaving`; the lock is for these. Knows
-nothing of files, buckets or commits.
+taken back without reading. A read begins only when there is room for it: the writing thread begins
+those that wait for a table to be gone, so `_tables`, `_leaving`, `_wishes` and `_reads` are under
+a lock. What a background thread raises surfaces at the next call. Knows nothing of files, buckets
+or commits.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TypeVar
@@ -66,6 +67,7 @@ class PartitionCache:
         self._pinned: frozenset[PartitionKey] = frozenset()
         self._dirty: set[PartitionKey] = set()  # may differ from the newest version saved
         self._leaving: set[PartitionKey] = set()  # to be dropped when written
+        self._wishes: list[PartitionKey] = []  # to be read when there is room
         self._reads: dict[PartitionKey, Future[EmbeddingTable]] = {}
         self._writes: dict[PartitionKey, Future[PartitionVersion]] = {}
         self._unclaimed: dict[PartitionKey, PartitionVersion] = {}  # saved since the last flush
@@ -87,9 +89,11 @@ class PartitionCache:
         self._collect()
         self._pinned = frozenset(wanted)
         with self._lock:
+            self._wishes = []  # from here on only this thread begins reads
             self._leaving -= self._pinned
-        self._make_room(self._missing_bytes(wanted))
-        for key in wanted:
+        missing = self._missing(wanted)
+        self._make_room(self._total(missing))
+        for key in missing:
             self._read(key)
         for key in wanted:
             self._await_read(key)
@@ -108,18 +112,20 @@ class PartitionCache:
         wanted = list(dict.fromkeys(keys))
         self._collect()
         spare = self._capacity - self._total(self._pinned)
+        fitting = []
         for key in wanted:
-            if key in self._pinned:
-                continue
-            spare -= self._size_of(key)
+            spare -= 0 if key in self._pinned else self._size_of(key)
             if spare < 0:
                 break
-            with self._lock:
-                self._leaving.discard(key)
-            if key not in self._tables and key not in self._reads:
-                if not self._evict(self._size_of(key), keep=self._pinned | set(wanted)):
-                    break
-                self._read(key)
+            fitting.append(key)
+        with self._lock:
+            self._leaving -= set(fitting)
+            self._wishes = []
+            missing = self._missing(fitting)
+        self._evict(self._total(missing), keep=self._pinned | set(fitting))
+        with self._lock:
+            self._wishes = missing
+            self._begin_reads()
 
     def flush(self) -> dict[PartitionKey, PartitionVersion]:
         """Write every changed table; they stay in memory, unchanged until `hold` is called.
@@ -141,6 +147,8 @@ class PartitionCache:
 
     def close(self) -> None:
         """End the background threads; what was not flushed is lost."""
+        with self._lock:
+            self._wishes = []
         self._reader.shutdown(cancel_futures=True)
         self._writer.shutdown(cancel_futures=True)
 
@@ -157,14 +165,13 @@ class PartitionCache:
 
     def _bytes_used(self) -> int:
         """Return bytes of all tables in memory, those being written and to be read included."""
-        with self._lock:
-            return self._total(self._tables) + self._total(self._reads)
+        return self._total(self._tables) + self._total(self._reads)
 
     def _total(self, keys: Iterable[PartitionKey]) -> int:
         return sum(map(self._size_of, keys))
 
-    def _missing_bytes(self, keys: Iterable[PartitionKey]) -> int:
-        return self._total(k for k in keys if k not in self._tables and k not in self._reads)
+    def _missing(self, keys: Iterable[PartitionKey]) -> list[PartitionKey]:
+        return [k for k in keys if k not in self._tables and k not in self._reads]
 
     def _make_room(self, needed: int) -> None:
         """Let unpinned tables leave until `needed` bytes more fit, waiting for them to be gone."""
@@ -172,18 +179,18 @@ class PartitionCache:
             unwanted := self._reads.keys() - self._pinned
         ):
             self._await_read(min(unwanted))
-        while self._leaving and self._bytes_used() + needed > self._capacity:
+        while True:
             with self._lock:
                 leaving = next(iter(self._leaving), None)
-            if leaving is not None:
-                self._await_write(leaving)
+                if leaving is None or self._bytes_used() + needed <= self._capacity:
+                    return
+            self._await_write(leaving)
 
     def _evict(self, needed: int, keep: Iterable[PartitionKey]) -> bool:
         """Let the least recently used tables leave; tell whether `needed` more will fit then."""
         with self._lock:
             candidates = [k for k in self._tables if k not in keep and k not in self._leaving]
-            staying = self._total(self._tables) - self._total(self._leaving)
-        staying += self._total(self._reads)
+            staying = self._bytes_used() - self._total(self._leaving)
         for key in candidates:
             if staying + needed <= self._capacity:
                 break
@@ -202,19 +209,15 @@ class PartitionCache:
         if key in self._dirty:
             self._write(key)
 
+    def _begin_reads(self) -> None:
+        """Begin the reads that wait, as far as there is room (under the lock)."""
+        while self._wishes:
+            if self._bytes_used() + self._size_of(self._wishes[0]) > self._capacity:
+                return
+            self._read(self._wishes.pop(0))
+
     def _read(self, key: PartitionKey) -> None:
-        """Begin to read a table; where there is no room yet, when what leaves is written."""
-        if key in self._tables or key in self._reads:
-            return
-        before: list[Future[PartitionVersion]] = []
-        if self._bytes_used() + self._size_of(key) > self._capacity:
-            before = list(self._writes.values())
-
-        def load() -> EmbeddingTable:
-            wait(before)
-            return self._store.load(key)
-
-        self._reads[key] = self._reader.submit(load)
+        self._reads[key] = self._reader.submit(self._store.load, key)
 
     def _write(self, key: PartitionKey) -> None:
         """Begin to write a table; an earlier write of it comes first."""
@@ -229,20 +232,29 @@ class PartitionCache:
             if table.key in self._leaving:
                 self._leaving.discard(table.key)
                 del self._tables[table.key]
+                self._begin_reads()
         return saved
 
     def _collect(self) -> None:
         """Take in what the background threads have done; raise what they raised."""
         for key in [k for k, write in self._writes.items() if write.done()]:
             self._await_write(key)
-        for key in [k for k, read in self._reads.items() if read.done()]:
+        with self._lock:
+            finished = [k for k, read in self._reads.items() if read.done()]
+        for key in finished:
             self._await_read(key)
 
     def _await_read(self, key: PartitionKey) -> None:
         if key not in self._reads:
             return
-        table = self._wait(self._reads.pop(key))
+        try:
+            table = self._wait(self._reads[key])
+        except BaseException:
+            with self._lock:
+                del self._reads[key]
+            raise
         with self._lock:
+            del self._reads[key]
             self._tables[key] = table
         self.statistics.loads += 1
         self.statistics.bytes_loaded += self._size_of(key)
