@@ -158,7 +158,7 @@ class TrainSection(Section):
     )
     commit_every: Duration = Field(300.0, description="longest time between two commits")
     memory: ByteSize | None = Field(None, description="budget for tables; default: half of free")
-    loss_spike: float = Field(5.0, gt=1, description="stop at this multiple of the first loss")
+    loss_spike: float = Field(5.0, gt=1, description="stop at this multiple of the untrained loss")
 
 
 class EvalSection(Section):

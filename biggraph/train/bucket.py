@@ -34,10 +34,12 @@ class BucketStats:
     Args:
         edges: edges trained.
         loss: mean loss of an edge, summed over replaced sides, without regularization.
+        first_loss: the same of the first batch alone.
     """
 
     edges: int
     loss: float
+    first_loss: float
 
 
 class BucketTrainer:
@@ -85,7 +87,7 @@ class BucketTrainer:
         plan = self._maker.plan(edges, _generator(*seeds, _PLAN_STREAM))
         failed = threading.Event()
 
-        def work(worker: int) -> tuple[int, float]:
+        def work(worker: int) -> BucketStats:
             torch.set_num_threads(1)
             share = plan[worker :: self._threads]
             generator = _generator(*seeds, worker)
@@ -99,9 +101,9 @@ class BucketTrainer:
             futures = [pool.submit(work, worker) for worker in range(self._threads)]
             wait(futures, return_when=FIRST_EXCEPTION)
         done = [future.result() for future in futures]
-        total = sum(count for count, _ in done)
-        loss = sum(loss for _, loss in done) / max(total, 1)
-        return BucketStats(total, loss)
+        total = sum(share.edges for share in done)
+        loss = sum(share.loss * share.edges for share in done) / max(total, 1)
+        return BucketStats(total, loss, done[0].first_loss)
 
     def _train_share(
         self,
@@ -112,9 +114,9 @@ class BucketTrainer:
         generator: torch.Generator,
         failed: threading.Event,
         on_batch: OnBatch,
-    ) -> tuple[int, float]:
+    ) -> BucketStats:
         counts = {f"{side}:{name}": len(table.rows) for (side, name), table in tables.items()}
-        trained, loss_sum = 0, 0.0
+        trained, loss_sum, first_loss = 0, 0.0, 0.0
         for batch in self._maker.batches(edges, share, counts, generator):
             if self._stop.is_set():
                 raise Interrupted("stopped; work since the last commit was given up")
@@ -127,10 +129,11 @@ class BucketTrainer:
                     f"bucket {bucket}: the loss became {loss}; the last commit is kept. "
                     "Lower optimizer.lr, or raise regularizer.n3, and run again"
                 )
+            first_loss = loss if trained == 0 else first_loss
             trained += size
             loss_sum += loss * size
             on_batch(size, loss)
-        return trained, loss_sum
+        return BucketStats(trained, loss_sum / max(trained, 1), first_loss)
 
 
 def _generator(*seed: int) -> torch.Generator:

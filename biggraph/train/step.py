@@ -50,7 +50,9 @@ class _Leaf:
     def __init__(self, values: Tensor, sums: Tensor, ids: Tensor | None) -> None:
         self.values, self.sums, self.ids = values, sums, ids
         rows = values if ids is None else values.index_select(0, ids)
-        self.rows = rows.detach().requires_grad_()
+        # `.data`, not detach(): another thread may change the tensor before the backward pass
+        # (Hogwild), which autograd would refuse if it noticed.
+        self.rows = rows.data.requires_grad_()
 
     def adagrad_(self, lr: float) -> None:
         """Move the rows: sums += g^2, values -= lr * g / sqrt(sums) (Duchi et al., JMLR 2011).

@@ -45,7 +45,7 @@ class Plan:
     Args:
         epochs: passes over all edges.
         commit_every: longest time between two commits, in seconds.
-        loss_spike: multiple of the first loss at which the run stops.
+        loss_spike: multiple of the untrained loss at which the run stops.
         eval_every: epochs between validations, 0 for none.
         patience: validations without gain before stopping, 0 for never.
     """
@@ -82,6 +82,9 @@ class _Pending:
     buckets: list[Bucket] = field(default_factory=list)
     edges: int = 0
     loss_sum: float = 0.0
+
+    def stats(self) -> dict[str, float]:
+        return {"loss": self.loss_sum / max(self.edges, 1)}
 
     def add(self, bucket: Bucket, stats: BucketStats) -> None:
         self.buckets.append(bucket)
@@ -138,6 +141,9 @@ class Trainer:
         self._pending = _Pending(clock())
         self._stop_requested = False
         self._trained = 0
+        commits = run_directory.state.stats.get(1)
+        # Mean loss of the run's first batch, the level at which nothing is learned yet.
+        self._untrained_loss: float | None = commits[0]["untrained_loss"] if commits else None
 
     def stop(self) -> None:
         """Finish the bucket in training, commit and raise `Interrupted`; at once when repeated."""
@@ -211,13 +217,14 @@ class Trainer:
             scheduler.give_back(_OWNER, keys)
 
     def _guard(self, bucket: Bucket, stats: BucketStats) -> None:
-        commits = self._run.state.stats.get(1)
-        first = commits[0]["loss"] if commits else None
-        if first and stats.edges and stats.loss > self._plan.loss_spike * first:
+        if self._untrained_loss is None:
+            self._untrained_loss = stats.first_loss
+        if stats.loss > self._plan.loss_spike * self._untrained_loss > 0:
             raise DivergenceError(
                 f"bucket {bucket}: the loss rose to {stats.loss:.4g}, more than "
-                f"{self._plan.loss_spike:g} times that of the first commit ({first:.4g}); the last "
-                "commit is kept. Lower optimizer.lr and run again"
+                f"{self._plan.loss_spike:g} times that of the first batch "
+                f"({self._untrained_loss:.4g}); the last commit is kept. Lower optimizer.lr and "
+                "run again"
             )
 
     def _commit(self, epoch: int) -> None:
@@ -230,7 +237,7 @@ class Trainer:
             partitions=self._cache.flush(),
             relations=self._model.arrays(),
             edges=pending.edges,
-            stats={"loss": pending.loss_sum / max(pending.edges, 1)},
+            stats=pending.stats() | {"untrained_loss": self._untrained_loss},
         )
         self._run.collect_garbage()
         self._metrics.write(

@@ -18,7 +18,7 @@ D, LR, RELATION_LR, N3 = 4, 0.1, 0.05, 0.02
 
 
 def make_schema(two_types):
-    entities = (EntityType("a", (7,)),) + ((EntityType("b", (5,)),) if two_types else ())
+    entities = (EntityType("a", (13,)),) + ((EntityType("b", (11,)),) if two_types else ())
     rhs = "b" if two_types else "a"
     relations = (RelationType("r0", "a", rhs), RelationType("r1", "a", rhs))
     return GraphSchema(entities, relations)
@@ -154,9 +154,9 @@ def test_step_equals_the_naive_step(case, sides):
     rng = np.random.default_rng(5)
     size = 7  # chunks of three: the last one is ragged
     edges = Edges(
-        rng.integers(0, 7, size, dtype=np.int32),
+        rng.integers(0, 13, size, dtype=np.int32),
         rng.integers(0, 2, size, dtype=np.int32) if reciprocal else np.zeros(size, np.int32),
-        rng.integers(0, 5, size, dtype=np.int32),
+        rng.integers(0, 11, size, dtype=np.int32),
         rng.random(size, dtype=np.float32) if weighted else None,
     )
     negatives = NegativesSection(in_batch=3, uniform=4, all=whole, sides=sides)
