@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
-from tests.evaluate.doubles import MemoryGraph, naive_score, random_checkpoint
-from tests.evaluate.test_ranking import FILMS, PEOPLE, make_graph
 
 from biggraph import embeddings as module
 from biggraph.embeddings import Embeddings, Neighbor
 from biggraph.errors import InputError
 from biggraph.evaluate.opening import model_of
 from biggraph.types import Side
+from tests.evaluate.doubles import MemoryGraph, naive_score, random_checkpoint
+from tests.evaluate.test_ranking import FILMS, PEOPLE, make_graph
 
 
 def open_double(graph, **model):
@@ -111,7 +111,7 @@ def test_shared_names_need_a_type():
     assert emb.neighbors("Paris", entity_type="person")[0].name == "Ada"
     assert emb.predict(relation="lives_in", head="Paris")[0].known is False
     assert emb.predict(relation="lives_in", head="person:Ada", exclude_known=True)
-    with pytest.raises(InputError, match='no entity "Adda" of type "person".*did you mean "Ada"'):
+    with pytest.raises(InputError, match=r'no entity "Adda" of type "person".*did you mean "Ada"'):
         emb["person:Adda"]
     with pytest.raises(InputError, match='no entity "Rome" of type "person"'):
         emb.vector("Rome", "person")
@@ -126,7 +126,10 @@ def test_shared_names_need_a_type():
         (lambda e: e.score("p1", "likes", "p1"), 'no entity "p1" of type "film"'),
         (lambda e: e.neighbors("p1", 0), "k = 0"),
         (lambda e: e.neighbors("p1", 2.5), "k = 2.5"),
-        (lambda e: e.neighbors("p1", metric="cosine"), 'unknown metric "cosine"; did you mean "cos"'),
+        (
+            lambda e: e.neighbors("p1", metric="cosine"),
+            'unknown metric "cosine"; did you mean "cos"',
+        ),
         (lambda e: e.predict(relation="likes", head="p1", k=-1), "k = -1"),
         (lambda e: e.predict(relation="likes"), "either head or tail"),
         (lambda e: e.predict(relation="likes", head="p1", tail="f1"), "either head or tail"),

@@ -117,11 +117,10 @@ def random_checkpoint(graph, seed=0, **model):
         for kind, place in graph.place.items()
     }
     config = make_config({"model": model})
-    arrays = build_model(config.model, [], graph.schema).arrays()
+    parameters = build_model(config.model, [], graph.schema).parameters.values
     arrays = {
         name: generator.normal(size=value.shape).astype(np.float32)
-        for name, value in arrays.items()
-        if not name.startswith("adagrad/")
+        for name, value in parameters.items()
     }
     return MemoryCheckpoint(graph, rows, arrays, **model)
 
