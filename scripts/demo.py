@@ -53,7 +53,9 @@ def main() -> None:
     chapter("Train: ComplEx, two partitions")
     run("biggraph", "train", CONFIG)
     chapter("Evaluate: rank the true end of each test edge among all entities of its type")
-    run("biggraph", "eval", CHECKPOINT, "--json", OUT / "eval.json")
+    run("biggraph", "eval", CHECKPOINT, "--json", OUT / "model.json")
+    chapter("The same test for a baseline: rank by how often an entity ends edges of the relation")
+    run("biggraph", "eval", CHECKPOINT, "--baseline", "--json", OUT / "popularity.json")
     chapter("Neighbours: entities with similar embeddings")
     for name in NAMES:
         run("biggraph", "neighbors", CHECKPOINT, name, "-k", "5")
@@ -64,9 +66,7 @@ def main() -> None:
     picture = OUT / "modules.png"
     draw_module_map(biggraph.Embeddings.open(CHECKPOINT), picture)
     chapter("Result")
-    model = json.loads((OUT / "eval.json").read_text())
-    popularity = biggraph.evaluate(CHECKPOINT, baseline=True, quiet=True).to_dict()
-    console.print(result_table(model, popularity))
+    console.print(result_table("model", "popularity"))
     console.print(f"A map of the modules: {picture}")
 
 
@@ -86,13 +86,14 @@ def run(program: str, *arguments: object) -> None:
         sys.exit(finished.returncode)
 
 
-def result_table(model: dict[str, float], popularity: dict[str, float]) -> Table:
-    """Return the metrics of the model beside those of ranking by popularity."""
+def result_table(*names: str) -> Table:
+    """Return the metrics that `biggraph eval` wrote, a row for each file."""
     table = Table(title="Test edges, both ends, filtered", title_justify="left")
     table.add_column("")
     for metric in METRICS:
         table.add_column(metric, justify="right")
-    for name, metrics in (("most frequent entities first", popularity), ("biggraph", model)):
+    for name in names:
+        metrics = json.loads((OUT / f"{name}.json").read_text(encoding="utf-8"))
         table.add_row(name, *(f"{metrics[metric]:.3f}" for metric in METRICS))
     return table
 

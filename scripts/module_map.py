@@ -51,8 +51,11 @@ PALE = "#d0d0d0"
 
 def draw_module_map(embeddings: biggraph.Embeddings, path: Path) -> None:
     """Write the picture: near modules have similar embeddings; the many codecs are left out."""
-    names = [name for name in embeddings.names("module") if not name.startswith("encodings.")]
-    rows_ND = np.stack([embeddings[name] for name in names])
+    graph = embeddings.graph
+    keys = [key for key in graph.schema.partition_keys() if key.entity_type == "module"]
+    every = [name for key in keys for name in graph.names(key).to_pylist()]
+    names = [name for name in every if not name.startswith("encodings.")]
+    rows_ND = embeddings.vectors(names, "module")
     layout = TSNE(metric="cosine", init="pca", perplexity=15, random_state=0)
     plot(names, layout.fit_transform(rows_ND), path)
 
@@ -104,4 +107,6 @@ def label(points: Sequence[tuple[str, np.ndarray]], axes: Axes) -> None:
 
 
 if __name__ == "__main__":
-    draw_module_map(biggraph.Embeddings.open("demo-output/checkpoint"), Path("modules.png"))
+    draw_module_map(
+        biggraph.Embeddings.open("demo-output/checkpoint"), Path("demo-output/modules.png")
+    )
