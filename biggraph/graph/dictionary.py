@@ -19,13 +19,13 @@ from biggraph.graph import disk
 from biggraph.graph.hashing import (
     Hashes,
     HashIndex,
-    first_collision,
+    has_collision,
     sort_order,
     string_parts,
 )
 from biggraph.graph.mapping import NAME_SCHEMA
 from biggraph.graph.plan import Plan
-from biggraph.graph.spill import Spill, numbers, read_spill
+from biggraph.graph.spill import Spill, numbers, read_spill, to_arrow
 from biggraph.types import IntArray
 
 COLUMNS = {
@@ -86,9 +86,9 @@ class EntityFiles:
         kind, offset = (pa.string(), np.int32) if small else (pa.large_string(), np.int64)
         buffers = [None, pa.py_buffer(ends.astype(offset)), pa.py_buffer(self.column("text"))]
         names = pa.Array.from_buffers(kind, self.count, buffers)
-        numbers = [self.column("hi"), self.column("lo"), self.counter("degree")]
+        columns = [self.column("hi"), self.column("lo"), self.counter("degree")]
         fields = ["name", "hash_hi", "hash_lo", "degree"]
-        return pa.RecordBatch.from_arrays([names, *map(pa.array, numbers)], fields)
+        return pa.RecordBatch.from_arrays([names, *map(to_arrow, columns)], fields)
 
     def keep_only(self, keep: NDArray[np.bool_]) -> int:
         """Drop the entities that `keep` leaves out; return how many.
@@ -132,13 +132,12 @@ def build_dictionary(plan: Plan, code: int, spilled: Path) -> None:
     for rows in _ranges(plan, spilled):
         hashes = Hashes(numbers(rows, "hi"), numbers(rows, "lo"))
         order = sort_order(hashes)
-        hashes = Hashes(hashes.hi[order], hashes.lo[order])
-        names = rows.column("name").take(pa.array(order))
-        if first_collision(names, hashes) >= 0:
+        if has_collision(rows.column("name"), hashes, order):
             raise HashCollisionError
+        hashes = Hashes(hashes.hi[order], hashes.lo[order])
         first = np.ones(len(order), np.bool_)
         first[1:] = (hashes.hi[1:] != hashes.hi[:-1]) | (hashes.lo[1:] != hashes.lo[:-1])
-        names = names.filter(pa.array(first))
+        names = rows.column("name").take(to_arrow(order[first]))
         files.append(names, Hashes(hashes.hi[first], hashes.lo[first]))
     disk.remove(spilled)
 

@@ -34,13 +34,19 @@ def create_folder(path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
 
 
-def write_durably(path: Path, content: bytes) -> None:
-    """Write a file and wait until the disk has it."""
+def write(path: Path, content: bytes) -> None:
+    """Write a new file."""
     before_operation("write")
     with path.open("xb") as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+
+
+def make_tree_durable(root: Path) -> None:
+    """Wait until the disk has all files and folders below a folder, and itself."""
+    for folder, _, names in os.walk(root, topdown=False):
+        for name in names:
+            make_durable(Path(folder, name))
+        make_durable(Path(folder))
 
 
 def make_durable(path: Path) -> None:

@@ -1,6 +1,6 @@
-"""The files of a graph directory: graph.json, entities/TYPE/part-P.arrow, edges/SPLIT/bucket-L-R.h5.
+"""The files of a graph directory: graph.json, names in Arrow, edges in HDF5.
 
-Writes them durably and reads them with suspicion: a file is checked against its digest before
+Writes them and reads them with suspicion: a file is checked against its digest before
 anything parses it. The only module of the importer that touches HDF5. See docs/formats.md.
 """
 
@@ -116,7 +116,7 @@ def write_manifest(root: Path, manifest: Manifest) -> None:
     content = manifest.model_dump()
     content["checksum"] = hashlib.sha256(_canonical(content)).hexdigest()
     text = json.dumps(content, indent=1, ensure_ascii=False)
-    disk.write_durably(root / MANIFEST, text.encode())
+    disk.write(root / MANIFEST, text.encode())
 
 
 def read_manifest(root: Path) -> Manifest:
@@ -192,7 +192,6 @@ def write_entities(path: Path, batch: pa.RecordBatch) -> PartitionRecord:
     disk.before_operation("write entities")
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
-    disk.make_durable(path)
     sha256, size = disk.digest(path)
     return PartitionRecord(count=batch.num_rows, size=size, sha256=sha256)
 
@@ -248,7 +247,6 @@ def write_edges(path: Path, layout: EdgeLayout, pieces: Iterator[Edges]) -> Buck
         file.attrs["format_version"] = VERSION
         file.attrs["lhs"], file.attrs["rhs"] = bucket
         file.attrs["count"] = layout.count
-    disk.make_durable(path)
     sha256, size = disk.digest(path)
     return BucketRecord(
         lhs=bucket.lhs, rhs=bucket.rhs, count=layout.count, size=size, sha256=sha256

@@ -64,7 +64,7 @@ def hash_text(text: str, salt: int) -> int:
 
 
 def type_salt(entity_type: str, hash_seed: int) -> int:
-    """Return the salt of the names of one entity type: one name has unrelated hashes in two types."""
+    """Return the salt of one entity type's names; equal names of two types differ."""
     return hash_text(entity_type, hash_seed)
 
 
@@ -124,69 +124,67 @@ def _murmur(offsets, data, salts, out_hi, out_lo):  # type: ignore[no-untyped-de
 class RecentNames:
     """Remembers names seen a moment ago, so that a frequent name is spilled seldom.
 
-    Compares whole strings: two names with equal hashes are both new, and meet in stage two.
+    Compares whole names: two names with equal hashes are both new, and meet in stage two. A slot
+    is one cache line: the length plus one, then the text. Longer names are never remembered.
     """
 
-    WIDTH = 64  # longer names are never remembered
+    WORDS = 8
 
     def __init__(self, slots: int) -> None:
         """Make room for `slots` names, a power of two."""
-        self._hashes = np.zeros((slots, 2), np.uint64)
-        self._lengths = np.full(slots, -1, np.int32)
-        self._bytes = np.zeros((slots, self.WIDTH), np.uint8)
+        self._slots = np.zeros((slots, self.WORDS), np.uint64)
 
     def mark_new(self, names: pa.Array, hashes: Hashes) -> NDArray[np.bool_]:
         """Return a mask of the names that are not remembered, and remember them."""
         parts = string_parts(names)
         new = np.empty(len(names), np.bool_)
-        memory = (self._hashes, self._lengths, self._bytes)
-        _mark_new(parts.offsets, parts.data, hashes.hi, hashes.lo, *memory, new)
+        _mark_new(parts.offsets, parts.data, hashes.lo, self._slots, new)
         return new
 
 
 @njit(cache=True, nogil=True)
-def _mark_new(offsets, data, hi, lo, seen, lengths, texts, new):  # type: ignore[no-untyped-def] # noqa: PLR0913
-    mask = np.uint64(len(lengths) - 1)
-    width = texts.shape[1]
-    for i in range(len(hi)):
-        slot = lo[i] & mask
+def _mark_new(offsets, data, lo, slots, new):  # type: ignore[no-untyped-def]
+    mask = np.uint64(len(slots) - 1)
+    longest = 8 * (slots.shape[1] - 1)
+    for i in range(len(lo)):
+        slot = slots[lo[i] & mask]
         start, length = offsets[i], offsets[i + 1] - offsets[i]
-        same = lengths[slot] == length and seen[slot, 0] == hi[i] and seen[slot, 1] == lo[i]
-        k = 0
-        while same and k < length:
-            same = texts[slot, k] == data[start + k]
-            k += 1
-        new[i] = not same
-        if not same and length <= width:
-            seen[slot, 0], seen[slot, 1] = hi[i], lo[i]
-            lengths[slot] = length
-            for k in range(length):
-                texts[slot, k] = data[start + k]
+        new[i] = slot[0] != np.uint64(length + 1)
+        if length > longest:
+            continue
+        slot[0] = np.uint64(length + 1)
+        for k in range(0, length, 8):
+            word = _load(data, start + k, min(8, length - k))
+            new[i] |= slot[1 + k // 8] != word
+            slot[1 + k // 8] = word
 
 
-def first_collision(names: pa.Array, hashes: Hashes) -> int:
-    """Return the first i where hash i equals hash i + 1 but the names differ, or -1.
+def has_collision(names: pa.Array, hashes: Hashes, order: IntArray) -> bool:
+    """Return whether two names differ though their hashes are equal.
 
     Args:
-        names: strings in the order of `hashes`.
-        hashes: sorted.
+        names: strings, as long as `hashes`.
+        hashes: of the names.
+        order: positions that sort the hashes.
     """
     parts = string_parts(names)
-    return int(_first_collision(parts.offsets, parts.data, hashes.hi, hashes.lo))
+    return bool(_has_collision(parts.offsets, parts.data, hashes.hi, hashes.lo, order))
 
 
 @njit(cache=True, nogil=True)
-def _first_collision(offsets, data, hi, lo):  # type: ignore[no-untyped-def]
-    for i in range(len(hi) - 1):
-        if hi[i] != hi[i + 1] or lo[i] != lo[i + 1]:
+def _has_collision(offsets, data, hi, lo, order):  # type: ignore[no-untyped-def]
+    for i in range(len(order) - 1):
+        one, two = order[i], order[i + 1]
+        if hi[one] != hi[two] or lo[one] != lo[two]:
             continue
-        a, b, end = offsets[i], offsets[i + 1], offsets[i + 2]
-        if b - a != end - b:
-            return i
-        for k in range(b - a):
+        a, b = offsets[one], offsets[two]
+        length = offsets[one + 1] - a
+        if offsets[two + 1] - b != length:
+            return True
+        for k in range(length):
             if data[a + k] != data[b + k]:
-                return i
-    return -1
+                return True
+    return False
 
 
 def sort_order(hashes: Hashes) -> IntArray:

@@ -4,7 +4,7 @@
     2. entities  sort each partition's names by hash: the rank is the offset
     3. edges     replace hashes by offsets, filter, hold out, shuffle, write each bucket
 
-Each stage reads what the one before left on disk; see docs/data-model.md. Knows nothing of training.
+Each stage reads what the one before left on disk; see docs/data-model.md.
 """
 
 from __future__ import annotations
@@ -129,6 +129,7 @@ def _run(plan: Plan, inputs: dict[str, list[Any]]) -> tuple[Manifest, _Counts]:
     _edges(plan, relations, counts)
     manifest = _write(plan, relations, mapper.weighted)
     disk.remove_tree(plan.scratch)
+    disk.make_tree_durable(plan.root)
     return manifest, counts
 
 
@@ -136,16 +137,12 @@ def _map(plan: Plan, inputs: dict[str, list[Any]], counts: _Counts) -> Mapper:
     """Stage one."""
     for name in ("names", "entities", *(f"hashed-{split}" for split in SPLITS)):
         disk.create_folder(plan.folder(name))
-    mapper = Mapper(plan)
-    for split, items in inputs.items():
-        rows = 0
-        for batch in _ahead(_batches(plan, items, counts.skipped)):
-            mapper.add(split, batch)
-            rows += len(batch.lines)
-        if rows or items:
-            counts.rows[split] = rows
-    mapper.finish()
-    if not counts.rows["train"]:
+    with Mapper(plan) as mapper:
+        for split, items in inputs.items():
+            for batch in _ahead(_batches(plan, items, counts.skipped)):
+                mapper.add(split, batch)
+                counts.rows[split] = counts.rows.get(split, 0) + len(batch.lines)
+    if not counts.rows.get("train"):
         raise InputError("the sources of train hold no edges")
     return mapper
 
@@ -252,7 +249,7 @@ def _write_split(
     plan: Plan, split: str, buckets: list[tuple[int, Path]], weighted: bool
 ) -> list[BucketRecord]:
     disk.create_folder(plan.root / "edges" / split)
-    largest = max(entity_files(plan, code).count for code, _ in plan.keys())
+    largest = max(entity_files(plan, code).count for code, _ in plan.all_keys())
     offset_dtype = np.int32 if largest <= np.iinfo(np.int32).max else np.int64
     records = []
     for done, (code, path) in enumerate(buckets, 1):
@@ -263,19 +260,17 @@ def _write_split(
         records.append(write_edges(plan.root / edge_path(split, bucket), layout, pieces))
         disk.remove(path)
         _tell(plan.spec, f"write {split}", done, len(buckets))
-    disk.make_durable(plan.root / "edges" / split)
     return records
 
 
 def _write_type(plan: Plan, entity_type: str) -> list[PartitionRecord]:
     records = []
-    for code, key in plan.keys():
+    for code, key in plan.all_keys():
         if key.entity_type != entity_type:
             continue
         path = plan.root / entity_path(key)
         disk.create_folder(path.parent)
         records.append(write_entities(path, entity_files(plan, code).batch()))
-        disk.make_durable(path.parent)
     return records
 
 

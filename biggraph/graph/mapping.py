@@ -5,7 +5,9 @@ Independent of the order of batches. Knows nothing of offsets.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +17,7 @@ from biggraph.graph.hashing import Hashes, RecentNames, hash_names
 from biggraph.graph.plan import Plan
 from biggraph.graph.readers import Batch
 from biggraph.graph.spec import DEFAULT_RELATION, DEFAULT_TYPE
-from biggraph.graph.spill import Spill
+from biggraph.graph.spill import Spill, select, to_rows
 from biggraph.types import IntArray
 
 NAME_SCHEMA = pa.schema({"hi": pa.uint64(), "lo": pa.uint64(), "name": pa.string()})
@@ -82,7 +84,7 @@ class Relations:
 
 
 class Mapper:
-    """Takes batches of edges; `finish` writes what is still held."""
+    """Takes batches of edges; use as a context, the end of which writes what is still held."""
 
     def __init__(self, plan: Plan) -> None:
         """Map edges into the scratch folders of `plan`, which exist."""
@@ -91,9 +93,22 @@ class Mapper:
         self.relations = Relations(listed)
         self.weighted = False
         slots = 1 << max(8, min(18, (plan.spec.memory >> 12).bit_length()))
-        self._recent = RecentNames(slots)
-        self._names = Spill(plan.folder("names"), plan.share(16))
+        self._recent = (RecentNames(slots), RecentNames(slots))
+        self._names = Spill(plan.folder("names"), plan.share(32))
         self._edges: dict[str, Spill] = {}
+        self._threads = ThreadPoolExecutor(2)
+
+    def __enter__(self) -> Mapper:
+        """Return the mapper."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Write what is still held, unless there was an error."""
+        self._threads.shutdown()
+        if kind is None:
+            self._names.flush()
+            for spill in self._edges.values():
+                spill.flush()
 
     def add(self, split: str, batch: Batch) -> None:
         """Hash and spill the edges of a batch."""
@@ -101,39 +116,47 @@ class Mapper:
         if not len(columns.lhs):
             return
         rel = self.relations.encode(batch)
-        types = self._types_by_code()
-        lhs, lhs_part = self._hash_side(columns.lhs, types[0][rel])
-        rhs, rhs_part = self._hash_side(columns.rhs, types[1][rel])
+        both = zip((columns.lhs, columns.rhs), self._types(rel), self._recent, strict=True)
+        lhs, rhs = self._threads.map(lambda side: _hash_side(self._plan, *side), both)
+        for side in (lhs, rhs):
+            if side.names.num_rows:
+                self._names.add(side.names, side.names_partition)
         self.weighted |= columns.weight is not None
         weight = columns.weight
         if weight is None:
             weight = np.ones(len(rel), np.float32)
-        rows = [*lhs, *rhs, rel, weight]
-        spilled = pa.RecordBatch.from_arrays([pa.array(r) for r in rows], schema=HASHED_SCHEMA)
+        rows = to_rows([*lhs.hashes, *rhs.hashes, rel, weight], HASHED_SCHEMA)
         if split not in self._edges:
             self._edges[split] = Spill(self._plan.folder(f"hashed-{split}"), self._plan.share(16))
-        self._edges[split].add(spilled, lhs_part * self._plan.grid + rhs_part)
+        self._edges[split].add(rows, lhs.partition * self._plan.grid + rhs.partition)
 
-    def finish(self) -> None:
-        """Write what is still held."""
-        self._names.flush()
-        for spill in self._edges.values():
-            spill.flush()
-
-    def _types_by_code(self) -> IntArray:
+    def _types(self, rel: IntArray) -> IntArray:
+        """Return the entity types of both ends of edges with provisional codes, shape [2, E]."""
         index = {name: i for i, name in enumerate(self._plan.types)}
         pairs = [self.relations.types(code) for code in range(len(self.relations.names))]
-        return np.array([[index[lhs], index[rhs]] for lhs, rhs in pairs]).T
+        return np.array([[index[lhs], index[rhs]] for lhs, rhs in pairs]).T[:, rel]
 
-    def _hash_side(self, names: pa.Array, types: IntArray) -> tuple[Hashes, IntArray]:
-        """Hash names, spill those not seen lately; return hashes and partitions."""
-        plan = self._plan
-        names = names.cast(pa.string())
-        hashes = hash_names(names, plan.salts[types])
-        part = (hashes.hi % plan.partitions.astype(np.uint64)[types]).astype(np.int64)
-        new = pa.array(np.flatnonzero(self._recent.mark_new(names, hashes)))
-        lanes = [pa.array(hashes.hi), pa.array(hashes.lo), names]
-        rows = pa.RecordBatch.from_arrays(lanes, schema=NAME_SCHEMA).take(new)
-        if rows.num_rows:
-            self._names.add(rows, (plan.first_code[types] + part)[new.to_numpy()])
-        return hashes, part
+
+class _HashedSide(NamedTuple):
+    """One end of some edges.
+
+    Args:
+        hashes: of the names.
+        partition: index inside the entity type, int64.
+        names: rows of NAME_SCHEMA for the names not seen lately.
+        names_partition: code of the partition of each of them.
+    """
+
+    hashes: Hashes
+    partition: IntArray
+    names: pa.RecordBatch
+    names_partition: IntArray
+
+
+def _hash_side(plan: Plan, names: pa.Array, types: IntArray, recent: RecentNames) -> _HashedSide:
+    names = names.cast(pa.string())
+    hashes = hash_names(names, plan.salts[types])
+    partition = (hashes.hi % plan.partitions.astype(np.uint64)[types]).astype(np.int64)
+    new = recent.mark_new(names, hashes)
+    rows = select(to_rows([*hashes, names], NAME_SCHEMA), new)
+    return _HashedSide(hashes, partition, rows, (plan.first_code[types] + partition)[new])

@@ -19,7 +19,7 @@ from biggraph.graph.hashing import Hashes, add_counts, mix_columns
 from biggraph.graph.mapping import HASHED_SCHEMA
 from biggraph.graph.plan import Plan
 from biggraph.graph.spec import SPLITS
-from biggraph.graph.spill import Spill, numbers, read_spill
+from biggraph.graph.spill import Spill, numbers, read_spill, select, to_rows
 from biggraph.types import IntArray, mix_seed
 
 EDGE_SCHEMA = pa.schema(
@@ -53,19 +53,20 @@ def resolve(
 
     Train edges drawn for a holdout go to that split. Edges of dropped relations are left out.
     """
-    dropped, spills = 0, _edge_spills(plan, "edges", 48)
+    dropped, finished, spills = 0, 0, _edge_spills(plan, "edges", 48)
     for split in SPLITS:
         for code, path in plan.spilled(f"hashed-{split}"):
             for rows in read_spill(path, HASHED_SCHEMA, plan.share(16)):
                 keep = relations.final[numbers(rows, "rel")] >= 0
                 dropped += int(len(keep) - keep.sum())
-                rows = rows if keep.all() else rows.filter(pa.array(keep))
+                rows = select(rows, keep)
                 edges = _to_offsets(plan, code, rows, relations, dictionary)
                 target = _draw(plan, split, rows, relations)
                 for k, name in enumerate(SPLITS):
                     _add(spills[name], code, edges, target == k)
             disk.remove(path)
-            done(code)
+            finished += 1
+            done(finished)
     _flush(spills)
     return dropped
 
@@ -84,7 +85,7 @@ def _to_offsets(
 
 
 def _edge_batch(*columns: np.ndarray | pa.Array) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays([pa.array(c) for c in columns], schema=EDGE_SCHEMA)
+    return to_rows(columns, EDGE_SCHEMA)
 
 
 def ends(
@@ -92,8 +93,8 @@ def ends(
 ) -> Iterator[tuple[str, int, IntArray | slice]]:
     """Yield (side, partition code, rows) so that each end of each edge of a bucket occurs once."""
     for side, name in enumerate(("lhs", "rhs")):
-        types = relations.types[rel, side]
-        present = np.unique(types)
+        types = relations.types[rel, side] if len(plan.types) > 1 else np.zeros(1, np.int64)
+        present = np.flatnonzero(np.bincount(types))
         for entity_type in present:
             at = slice(None) if len(present) == 1 else np.flatnonzero(types == entity_type)
             yield name, int(plan.first_code[entity_type]) + plan.bucket(code)[side], at
@@ -146,7 +147,7 @@ def drop_rare_entities(plan: Plan, relations: RelationTable) -> tuple[int, int]:
     for split in SPLITS:
         count_touching(plan, split, "seen", relations)
     entities = 0
-    for code, _ in plan.keys():
+    for code, _ in plan.all_keys():
         files = entity_files(plan, code)
         entities += files.keep_only(files.counter("seen") >= plan.spec.min_entity_count)
     dropped = 0
@@ -195,10 +196,8 @@ def _edge_spills(plan: Plan, stem: str, divisor: int) -> dict[str, Spill]:
 
 
 def _add(spill: Spill, code: int, edges: pa.RecordBatch, keep: Mask) -> None:
-    if keep.all():
-        spill.add(edges, np.full(len(keep), code, np.int64))
-    elif keep.any():
-        kept = edges.filter(pa.array(keep))
+    kept = select(edges, keep)
+    if kept.num_rows:
         spill.add(kept, np.full(kept.num_rows, code, np.int64))
 
 

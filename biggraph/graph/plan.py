@@ -68,7 +68,7 @@ class Plan:
         """Return the bucket of a code."""
         return Bucket(*divmod(code, self.grid))
 
-    def keys(self) -> Iterator[tuple[int, PartitionKey]]:
+    def all_keys(self) -> Iterator[tuple[int, PartitionKey]]:
         """Yield (code, key) of every partition."""
         pairs = ((t, i) for t, count in enumerate(self.partitions) for i in range(count))
         for code, (entity_type, index) in enumerate(pairs):

@@ -115,6 +115,8 @@ def _read_text(source: Source, how: Reading, at: Callable[[int], None]) -> Itera
     with open_text(source) as stream:
         try:
             for block in blocks(stream.read, how.size):
+                if lines is None and not block.text.strip():
+                    continue
                 if lines is None:
                     lines, block = _start(source, how, block)
                 yield _from_lines(block, lines, label, how.skipped)

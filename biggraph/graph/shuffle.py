@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from biggraph.graph import disk
 from biggraph.graph.hashing import mix_columns
 from biggraph.graph.offsets import EDGE_SCHEMA
-from biggraph.graph.spill import Spill, numbers, read_spill
+from biggraph.graph.spill import Spill, numbers, read_spill, to_arrow, to_rows
 from biggraph.types import Edges, IntArray
 
 KEYED_SCHEMA = EDGE_SCHEMA.insert(0, pa.field("key", pa.uint64()))
@@ -60,7 +60,7 @@ def _ranges(
 
 def _keyed(edges: pa.RecordBatch, seed: int) -> pa.RecordBatch:
     key = mix_columns(seed, *(numbers(edges, name) for name in ("lhs", "rel", "rhs")))
-    return pa.RecordBatch.from_arrays([pa.array(key), *edges.columns], schema=KEYED_SCHEMA)
+    return to_rows([key, *edges.columns], KEYED_SCHEMA)
 
 
 def _order(edges: pa.RecordBatch) -> tuple[IntArray, NDArray[np.bool_]]:
@@ -87,7 +87,7 @@ def _spread_equal(edges: pa.RecordBatch, seed: int) -> pa.RecordBatch:
     at = order[repeats]
     key = numbers(edges, "key").copy()
     key[at] = mix_columns(seed, key[at], ordinal[repeats])
-    return edges.set_column(0, KEYED_SCHEMA.field(0), pa.array(key))
+    return edges.set_column(0, KEYED_SCHEMA.field(0), to_arrow(key))
 
 
 def _sorted(edges: pa.RecordBatch) -> Edges:

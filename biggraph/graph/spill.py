@@ -6,11 +6,12 @@ the rows mean.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from biggraph.graph import disk
 from biggraph.types import IntArray
@@ -49,8 +50,9 @@ class Spill:
         rows = _concat(self._batches)
         self._batches, self._codes, self._held = [], [], 0
         if codes.min() != codes.max():
-            order = np.argsort(codes, kind="stable")
-            codes, rows = codes[order], rows.take(pa.array(order))
+            narrow = codes.astype(np.uint16) if codes.max() < 1 << 16 else codes  # radix sort
+            order = np.argsort(narrow, kind="stable")
+            codes, rows = codes[order], rows.take(to_arrow(order))
         starts = np.flatnonzero(np.diff(codes, prepend=-1))
         for start, end in zip(starts, np.append(starts[1:], len(codes)), strict=True):
             disk.append(self._folder / str(codes[start]), _messages(rows.slice(start, end - start)))
@@ -97,6 +99,27 @@ def count_rows(path: Path) -> int:
             count += int.from_bytes(header[8:], "little")
             file.seek(int.from_bytes(header[:8], "little"), 1)
     return count
+
+
+def to_arrow(values: np.ndarray) -> pa.Array:
+    """Return a numeric column as an Arrow array over the same memory.
+
+    `pa.array` would do, but it imports pandas where that is installed.
+    """
+    values = np.ascontiguousarray(values)
+    kind = pa.from_numpy_dtype(values.dtype)
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
+
+
+def to_rows(columns: Sequence[np.ndarray | pa.Array], schema: pa.Schema) -> pa.RecordBatch:
+    """Return columns, numpy or Arrow, as a record batch."""
+    arrays = [to_arrow(c) if isinstance(c, np.ndarray) else c for c in columns]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def select(rows: pa.RecordBatch, keep: NDArray[np.bool_]) -> pa.RecordBatch:
+    """Return the rows of a mask."""
+    return rows if keep.all() else rows.take(to_arrow(np.flatnonzero(keep)))
 
 
 def numbers(batch: pa.RecordBatch, name: str) -> np.ndarray:
