@@ -119,7 +119,7 @@ def align(rows: Sequence[Sequence[object]], *, header: Sequence[str] | None = No
     bcd   10.2500
     """
     cells = [[_cell(value) for value in row] for row in rows]
-    right = [all(isinstance(row[i], int | float) for row in rows) for i in range(len(rows[0]))]
+    right = [all(_is_number(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ([list(header)] if header else []) + cells
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join(
@@ -131,7 +131,13 @@ def align(rows: Sequence[Sequence[object]], *, header: Sequence[str] | None = No
     )
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _cell(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4f}"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -27,7 +27,7 @@ from biggraph.model.comparators import COMPARATORS, Comparator
 from biggraph.model.operators import OPERATORS, Operator, Parameters
 from biggraph.model.relations import RelationParameters
 from biggraph.schema import GraphSchema
-from biggraph.types import Side
+from biggraph.types import Side, mix_seed
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,11 @@ class Model:
 
     Args:
         groups: disjoint relation groups that cover all relations.
-        num_relations: relations of the graph.
         dimension: D.
         comparator: similarity of the two ends.
         reciprocal: one operator a side, or a single one on the right.
         relation_weights: float32, shape [num_relations].
+        parameters: of every group's operators, as `initial_parameters` makes them.
     """
 
     def __init__(
@@ -73,13 +73,18 @@ class Model:
         comparator: Comparator,
         reciprocal: bool,
         relation_weights: Tensor,
+        parameters: RelationParameters,
     ) -> None:
         self.groups = tuple(groups)
         self.dimension = dimension
         self.comparator = comparator
         self.reciprocal = reciprocal
         self.relation_weights = relation_weights
-        self.parameters = RelationParameters(dict(self._initial_values()))
+        self.parameters = parameters
+        self._names: dict[tuple[int, Side], dict[str, str]] = {}
+        for full in parameters.values:
+            index, end, own = full.split(".")
+            self._names.setdefault((int(index), Side(end)), {})[own] = full
         self.group_of, self.place_of = self._placement(len(relation_weights))
 
     def operator(self, group: RelationGroup) -> Operator:
@@ -88,14 +93,11 @@ class Model:
 
     def operator_sides(self) -> tuple[Side, ...]:
         """Return the ends that have an operator."""
-        return (Side.LHS, Side.RHS) if self.reciprocal else (Side.RHS,)
+        return operator_sides(self.reciprocal)
 
     def parameter_names(self, group: RelationGroup, end: Side) -> dict[str, str]:
         """Return, for the operator at `end`, full names in `parameters` by the operator's own."""
-        if end not in self.operator_sides():
-            return {}
-        own = self.operator(group).initial(self.dimension)
-        return {name: f"{group.index}.{end}.{name}" for name in own}
+        return self._names.get((group.index, end), {})
 
     def query_with(
         self, group: RelationGroup, side: Side, anchor_BD: Tensor, parameters: Parameters
@@ -150,16 +152,6 @@ class Model:
         names = self.parameter_names(group, end)
         return {own: self.parameters.values[name][place_B] for own, name in names.items()}
 
-    def _initial_values(self) -> list[tuple[str, Tensor]]:
-        values = []
-        for group in self.groups:
-            own = self.operator(group).initial(self.dimension)
-            for end in self.operator_sides():
-                for name, full in self.parameter_names(group, end).items():
-                    repeated = own[name].expand(len(group.relations), *own[name].shape)
-                    values.append((full, repeated.clone()))
-        return values
-
     def _placement(self, num_relations: int) -> tuple[Tensor, Tensor]:
         group_of = torch.full((num_relations,), -1, dtype=torch.int64)
         place_of = torch.full((num_relations,), -1, dtype=torch.int64)
@@ -170,10 +162,39 @@ class Model:
         return group_of, place_of
 
 
+def operator_sides(reciprocal: bool) -> tuple[Side, ...]:
+    """Return the ends that have an operator."""
+    return (Side.LHS, Side.RHS) if reciprocal else (Side.RHS,)
+
+
+def initial_parameters(
+    groups: Sequence[RelationGroup], section: ModelSection, seed: int
+) -> RelationParameters:
+    """Return untrained relation parameters; equal seeds give equal ones.
+
+    Names are "GROUP.END.PARAMETER", such as "0.lhs.real".
+    """
+    generator = torch.Generator().manual_seed(mix_seed(seed))
+    return RelationParameters(
+        {
+            f"{group.index}.{end}.{name}": value
+            for group in groups
+            for end in operator_sides(section.reciprocal)
+            for name, value in OPERATORS[group.operator]
+            .initial(len(group.relations), section.dimension, section.init_scale, generator)
+            .items()
+        }
+    )
+
+
 def build_model(
-    section: ModelSection, relations: Sequence[RelationConfig], schema: GraphSchema
+    section: ModelSection,
+    relations: Sequence[RelationConfig],
+    schema: GraphSchema,
+    *,
+    seed: int = 0,
 ) -> Model:
-    """Return the model of a run, with identity operators.
+    """Return the untrained model of a run.
 
     Relations with the same entity types and operator form one group. Without reciprocal
     relations each relation is its own group, since candidates then depend on the relation.
@@ -206,4 +227,5 @@ def build_model(
         comparator=COMPARATORS[section.comparator],
         reciprocal=section.reciprocal,
         relation_weights=weights,
+        parameters=initial_parameters(groups, section, seed),
     )

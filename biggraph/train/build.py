@@ -81,7 +81,7 @@ def build(
     graph_path, path = required_paths(config)
     graph = Graph.open(graph_path)
     _check_entities(config, graph.schema)
-    model = build_model(config.model, config.relations, graph.schema)
+    model = build_model(config.model, config.relations, graph.schema, seed=config.train.seed)
     buckets = graph.splits.get("train", {})
     if not buckets:
         raise ConfigError(f"{graph_path}: the train split holds no edges; import some")

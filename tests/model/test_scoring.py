@@ -17,8 +17,10 @@ from tests import reference
 
 
 def random_parameters(name, dimension, generator):
-    initial = OPERATORS[name].initial(dimension)
-    return {key: torch.randn(value.shape, generator=generator) for key, value in initial.items()}
+    return {
+        key: value[0]
+        for key, value in OPERATORS[name].initial(1, dimension, 1.0, generator).items()
+    }
 
 
 @pytest.mark.parametrize("name", OPERATORS)
@@ -34,11 +36,20 @@ def test_operator_matches_its_formula(name):
         np.testing.assert_allclose(found[i].numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", OPERATORS)
-def test_operator_starts_as_identity(name):
-    x_ND = torch.randn(3, 8)
-    initial = OPERATORS[name].initial(8)
-    assert torch.equal(OPERATORS[name].apply(x_ND, initial), x_ND)
+def test_factors_start_small_and_shifts_at_zero():
+    generator = torch.Generator().manual_seed(0)
+    for name in ("diagonal", "complex_diagonal"):
+        for value in OPERATORS[name].initial(50, 40, 1e-3, generator).values():
+            assert float(value.std()) == pytest.approx(1e-3, rel=0.1)
+    (shift,) = OPERATORS["translation"].initial(5, 4, 1e-3, generator).values()
+    assert torch.equal(shift, torch.zeros(5, 4))
+
+
+def test_equal_seeds_give_equal_parameters():
+    a, b, c = (build_model(ModelSection(), [], SCHEMA, seed=s).arrays() for s in (1, 1, 2))
+    for name, array in a.items():
+        np.testing.assert_array_equal(array, b[name])
+    assert not np.array_equal(a["0.lhs.real"], c["0.lhs.real"])
 
 
 @pytest.mark.parametrize("name", COMPARATORS)
