@@ -151,12 +151,20 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder and the missing ones above it, durably."""
+    """Create a folder and the missing ones above it, durably.
+
+    Raises:
+        StorageError: a file has that name, or the file system refused.
+    """
     if folder.is_dir():
         return
     make_folder(folder.parent)
-    with operation("make folder", folder), suppress(FileExistsError):
-        folder.mkdir()
+    with operation("make folder", folder):
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            if not folder.is_dir():
+                raise StorageError(f"{folder}: is a file; give the path of a folder") from None
     sync_folder(folder.parent)
 
 
@@ -182,6 +190,12 @@ def list_files(folder: Path) -> list[Path]:
     with operation("list", folder):
         found = [Path(top) / name for top, _, names in os.walk(folder) for name in names]
     return sorted(found)
+
+
+def list_names(folder: Path) -> list[str]:
+    """Return the names in a folder, sorted."""
+    with operation("list", folder):
+        return sorted(os.listdir(folder))
 
 
 def unlink(path: Path) -> None:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from biggraph.config import Config
 from biggraph.errors import FormatError, InputError, StorageError
 from biggraph.storage import fsops, lock, log
-from biggraph.storage.files import Arrays, FileRef, read_arrays, write_arrays
+from biggraph.storage.files import Arrays, FileRef, locate, read_arrays, write_arrays
 from biggraph.storage.lock import RunLock
 from biggraph.storage.state import (
     Commit,
@@ -299,12 +299,12 @@ def _claim(path: Path) -> RunLock:
             f"{path}: holds a run already; resume it, begin anew with --restart, or choose "
             "another checkpoint.path"
         )
-    entries = {p.name for p in path.iterdir() if not p.name.endswith(fsops.TEMPORARY)}
-    foreign = sorted(entries - _OWN) or _data_files(path)
+    names = [n for n in fsops.list_names(path) if not n.endswith(fsops.TEMPORARY)]
+    foreign = [n for n in names if n not in _OWN] or [p.name for p in _data_files(path)]
     if foreign:
         raise StorageError(
-            f"{path}: holds something else ({Path(foreign[0]).name}); choose an empty or a new "
-            "folder for checkpoint.path"
+            f"{path}: holds something else ({foreign[0]}); choose an empty or a new folder for "
+            "checkpoint.path"
         )
     return RunLock.acquire(path)
 
@@ -314,13 +314,13 @@ def _data_files(path: Path) -> list[Path]:
 
 
 def _remove_temporaries(path: Path) -> None:
-    logged = fsops.list_files(path / "log")
-    for file in [*path.glob(f"*{fsops.TEMPORARY}"), *logged, *_data_files(path)]:
+    top = [path / name for name in fsops.list_names(path)]
+    for file in [*top, *fsops.list_files(path / "log"), *_data_files(path)]:
         if file.name.endswith(fsops.TEMPORARY):
             fsops.unlink(file)
 
 
 def _require_file(path: Path, ref: FileRef) -> None:
-    file = path / ref.path
+    file = locate(path, ref.path)
     if not file.is_file():
         raise FormatError(f"{file}: missing; restore it from a copy, or begin the run anew")

@@ -52,10 +52,19 @@ def train(path: Path, capacity: int = 150) -> None:
         open_run(path) as run,
         PartitionCache(run.store, capacity, table_bytes) as cache,
     ):
+        keep_best(run)
         while run.state.epoch < EPOCHS:
             train_epoch(run, cache)
+            keep_best(run)
         if len(run.state.evaluations) < EPOCHS:
             run.record_evaluation(run.state.epoch, {"mrr": 0.5})
+
+
+def keep_best(run: RunDirectory) -> None:
+    """The first epoch is the best."""
+    state = run.state
+    if state.epoch == 1 and not state.done and not state.snapshots:
+        run.snapshot("best")
 
 
 def train_epoch(run: RunDirectory, cache: PartitionCache) -> None:
@@ -77,8 +86,6 @@ def train_epoch(run: RunDirectory, cache: PartitionCache) -> None:
             run.commit(epoch, pending, cache.flush(), relations, edges, {"loss": 1.0})
             run.collect_garbage()
             pending = []
-    if epoch == 1 and "best" not in run.state.snapshots:
-        run.snapshot("best")
 
 
 def train_bucket(epoch, bucket, tables, relations) -> None:

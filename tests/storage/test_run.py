@@ -1,0 +1,401 @@
+"""Run directories: created, resumed, locked, cleaned and removed; what the log may say."""
+
+import dataclasses
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from biggraph.config import make_config
+from biggraph.errors import FormatError, InputError, StorageError
+from biggraph.storage import fsops, log
+from biggraph.storage.cache import PartitionCache
+from biggraph.storage.checkpoint import Checkpoint
+from biggraph.storage.files import FileRef
+from biggraph.storage.log import Record
+from biggraph.storage.run import RunDirectory, is_run, read_state, remove_run
+from biggraph.storage.state import Commit, Head, PartitionVersion, RunState, dump_body, load_body
+from biggraph.storage.store import DiskStore, initial_table, partition_path
+from biggraph.storage.table import advance_chain, new_chain
+from biggraph.types import Bucket, PartitionKey
+from tests.storage import doubles
+from tests.storage.doubles import BUCKETS, CONFIG, SCHEMA, facts, table_bytes, train
+
+USER_0 = PartitionKey("user", 0)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "runs" / "run"
+
+
+@pytest.fixture
+def trained(path):
+    train(path)
+    return path
+
+
+def data_files(path):
+    return {str(p.relative_to(path)) for p in path.rglob("*.h5")}
+
+
+def named_files(path):
+    return {ref.path for ref in read_state(path).files()}
+
+
+def test_a_new_run_knows_its_facts(path):
+    with RunDirectory.create(path, CONFIG, facts(row_wise=True)) as run:
+        assert run.state.facts == facts(row_wise=True)
+        assert run.config == CONFIG
+        assert run.relations() == {}
+        assert (run.state.epoch, run.state.done, run.state.heads) == (0, (), {})
+    assert read_state(path) == run.state
+    assert make_config({}).from_json((path / "config.json").read_text(), "") == CONFIG
+
+
+def test_training_ends_with_what_the_log_says(trained):
+    state = read_state(trained)
+    assert (state.epoch, state.done) == (2, ())
+    assert state.edges == {1: 14, 2: 14}
+    assert [e.metrics for e in state.evaluations] == [{"mrr": 0.5}]
+    assert {len(stats) for stats in state.stats.values()} == {2}
+    assert state.heads.keys() == set(SCHEMA.partition_keys())
+    assert data_files(trained) == named_files(trained)
+    assert Checkpoint.open(trained).verify() == []
+
+
+def test_a_run_replays_to_the_same_state(trained):
+    before = read_state(trained)
+    with RunDirectory.resume(trained) as run:
+        assert run.state == before
+        run.record_evaluation(2, {"mrr": 0.6})
+        after = run.state
+    assert read_state(trained) == after
+
+
+def test_the_memory_of_the_cache_does_not_change_the_result(tmp_path):
+    for capacity in (0, 150, 10**6):
+        train(tmp_path / str(capacity), capacity)
+    first, *others = (contents(p) for p in sorted(tmp_path.iterdir()))
+    assert others == [first, first]
+
+
+def contents(path):
+    checkpoint = Checkpoint.open(path, "latest")
+    rows = {k: checkpoint.rows(k, slice(None)).tobytes() for k in SCHEMA.partition_keys()}
+    return rows, {k: v.tobytes() for k, v in checkpoint.relations().items()}
+
+
+def test_occupied_folders_are_refused(tmp_path, trained):
+    with pytest.raises(StorageError, match="holds a run already; resume it"):
+        RunDirectory.create(trained, CONFIG, facts())
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("")
+    with pytest.raises(StorageError, match=r"holds something else \(thesis.tex\)"):
+        RunDirectory.create(tmp_path / "other", CONFIG, facts())
+    assert not (tmp_path / "other" / "lock").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="is a file"):
+        RunDirectory.create(tmp_path / "file", CONFIG, facts())
+
+
+def test_what_is_not_a_run_is_not_resumed_nor_removed(tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("")
+    for use in (RunDirectory.resume, remove_run, Checkpoint.open):
+        with pytest.raises(FormatError, match="is not a run"):
+            use(tmp_path / "other")
+        with pytest.raises(FormatError, match="does not exist"):
+            use(tmp_path / "none")
+    assert (tmp_path / "other" / "thesis.tex").exists()
+
+
+def test_one_process_writes(trained):
+    with RunDirectory.resume(trained):
+        for use in (RunDirectory.resume, remove_run):
+            with pytest.raises(StorageError, match=f"process {os.getpid()} on .* is writing"):
+                use(trained)
+        assert Checkpoint.open(trained).verify() == []
+    RunDirectory.resume(trained).close()
+
+
+def test_removal_leaves_what_is_not_the_runs(trained):
+    (trained / "notes.txt").write_text("keep")
+    remove_run(trained)
+    assert not is_run(trained)
+    assert sorted(p.name for p in trained.iterdir()) == ["lock", "notes.txt"]
+    (trained / "notes.txt").unlink()
+    train(trained)
+
+
+def test_a_beginning_that_failed_can_be_repeated(path):
+    path.mkdir(parents=True)
+    for name in ("log", "parts", "relations"):
+        (path / name).mkdir()
+    (path / "log" / "00000000.abc.tmp").write_text("torn")
+    (path / "config.json").write_text("{}")
+    train(path)
+    assert not [p for p in path.rglob("*.tmp") if p.parent.name != "log"]
+    RunDirectory.resume(path).close()
+    assert not list(path.rglob("*.tmp"))
+
+
+def test_left_overs_are_removed_and_their_fences_never_used_again(trained):
+    before = data_files(trained)
+    folder = trained / "parts" / "user" / "0"
+    (folder / "v000099-f000300.h5").write_bytes(b"never committed")
+    (folder / "v000100-f000301.h5.abc.tmp").write_bytes(b"torn")
+    (trained / "relations" / "f000400.h5").write_bytes(b"never committed")
+    with RunDirectory.resume(trained) as run:
+        assert run.store.fence == 401
+    assert data_files(trained) == before
+    assert not list(trained.rglob("*.tmp"))
+
+
+def test_garbage_collection_keeps_snapshots_and_work_in_flight(trained):
+    with RunDirectory.resume(trained) as run:
+        table = run.store.load(USER_0)
+        saved = run.store.save(table)
+        assert run.collect_garbage() == 0
+        assert (trained / saved.file.path).exists()
+        kept = {s.file.path for s in run.state.snapshots["best"].heads.values()}
+        assert kept <= data_files(trained)
+        run.snapshot("best")
+        assert run.collect_garbage() == len(kept) + 1  # and the relations
+    RunDirectory.resume(trained).close()
+    assert data_files(trained) == named_files(trained)
+
+
+@pytest.mark.parametrize("name", ["latest", "", "a/b", "..", ".hidden", "a b"])
+def test_snapshot_names(trained, name):
+    with RunDirectory.resume(trained) as run, pytest.raises(InputError, match="snapshot name"):
+        run.snapshot(name)
+
+
+def test_a_configuration_may_change_on_resume(trained):
+    longer = make_config({"train": {"epochs": 99}})
+    with RunDirectory.resume(trained) as run:
+        run.reconfigure(longer)
+    (trained / "config.json").write_text("edited")
+    with RunDirectory.resume(trained) as run:
+        assert run.config == longer
+    assert "99" in (trained / "config.json").read_text()
+    assert Checkpoint.open(trained).config == longer
+
+
+@pytest.mark.parametrize("victim", ["parts/user/0", "relations"])
+def test_a_missing_file_is_named_at_the_start(trained, victim):
+    with RunDirectory.resume(trained) as run:
+        run.snapshot("best")
+        run.collect_garbage()
+    file = next((trained / victim).rglob("*.h5"))
+    file.unlink()
+    for use in (RunDirectory.resume, Checkpoint.open):
+        with pytest.raises(FormatError, match=f"{file}: missing"):
+            use(trained)
+
+
+def test_a_damaged_table_is_named_when_it_is_read(trained):
+    with RunDirectory.resume(trained) as run:
+        saved = run.state.heads[USER_0]
+        (trained / saved.file.path).write_bytes(bytes(saved.file.size))
+        with pytest.raises(FormatError, match=f"{saved.file.path}: damaged"):
+            run.store.load(USER_0)
+        (trained / saved.file.path).unlink()
+        with pytest.raises(FormatError, match=f"{saved.file.path}: missing"):
+            run.store.load(USER_0)
+
+
+def test_a_file_in_the_wrong_place_is_named(trained):
+    with RunDirectory.resume(trained) as run:
+        swapped = {USER_0: run.state.heads[PartitionKey("user", 1)]}
+        with pytest.raises(FormatError, match="expected arrays"):
+            DiskStore(trained, run.state.facts, swapped, 9).load(USER_0)
+        other = dataclasses.replace(run.state.heads[USER_0], chain="0")
+        with pytest.raises(FormatError, match=r"expected .*'chain': '0'"):
+            DiskStore(trained, run.state.facts, {USER_0: other}, 9).load(USER_0)
+
+
+def test_tables_round_trip_bit_by_bit(path):
+    for row_wise in (False, True):
+        folder = path / str(row_wise)
+        with RunDirectory.create(folder, CONFIG, facts(row_wise)) as run:
+            for key in SCHEMA.partition_keys():
+                table = run.store.load(key)
+                again = initial_table(facts(row_wise), key)
+                assert torch.equal(table.rows, again.rows)
+                table.rows[0, 0], table.state[0] = -0.0, 1e-45
+                table.chain = advance_chain(table.chain, 1, Bucket(0, 0))
+                assert run.store.save(table).version == 1
+                found = run.store.load(key)
+                assert found.rows.numpy().tobytes() == table.rows.numpy().tobytes()
+                assert found.state.numpy().tobytes() == table.state.numpy().tobytes()
+                assert found.chain == table.chain
+                assert run.store.save(found).version == 2
+
+
+def test_initial_tables_differ_between_partitions_and_seeds():
+    tables = [initial_table(facts(), key).rows[:2].tolist() for key in SCHEMA.partition_keys()]
+    assert tables[0] != tables[1] != tables[2] != tables[0]
+    other = dataclasses.replace(facts(), seed=8)
+    assert initial_table(other, USER_0).rows[:2].tolist() != tables[0]
+
+
+@pytest.mark.parametrize("name", ["..", ".", "a/b", "a\0b", "ü", "%2F", " "])
+def test_names_of_entity_types_stay_inside_their_folder(name):
+    path = partition_path(PartitionKey(name, 1), 2, 3)
+    parts, folder, index, file = path.split("/")
+    assert (parts, index, file) == ("parts", "1", "v000002-f000003.h5")
+    assert folder.strip(".")
+    assert "\0" not in folder
+
+
+# What the log may say
+
+
+class Story:
+    """Commits on paper: tables are chains, files are names."""
+
+    def __init__(self):
+        first = Record(0, "init", dump_body("init", load_body(self.init())))
+        self.state = RunState.begin(first)
+        self.chains = {key: new_chain(key) for key in SCHEMA.partition_keys()}
+
+    @staticmethod
+    def init():
+        from biggraph.storage.state import Init
+
+        return Record(0, "init", dump_body("init", Init(facts(), CONFIG.to_json())))
+
+    def commit(self, epoch, *buckets, **changes):
+        """Apply a commit of these buckets; `changes` replace fields of the honest record."""
+        touched = {}
+        for bucket in buckets:
+            for key in SCHEMA.partitions_of(bucket):
+                touched[key] = advance_chain(touched.get(key, self.chains[key]), epoch, bucket)
+        fence = self.state.fence + 1
+        heads = []
+        for key, chain in touched.items():
+            base = self.state.heads[key].version if key in self.state.heads else 0
+            ref = FileRef(partition_path(key, base + 1, fence), "0" * 64, 1)
+            heads.append(Head(key, base, PartitionVersion(base + 1, ref, chain)))
+        relations = FileRef(f"relations/f{fence}.h5", "0" * 64, 1)
+        honest = Commit(fence, epoch, buckets, tuple(heads), relations, 1, {})
+        body = dump_body("commit", dataclasses.replace(honest, **changes))
+        self.state = self.state.apply(Record(self.state.number, "commit", body))
+        self.chains |= touched
+        return heads
+
+
+B00, B01, B10, B11 = sorted(BUCKETS)
+
+
+def test_an_epoch_ends_when_its_last_bucket_is_done():
+    story = Story()
+    story.commit(1, B00, B11)
+    assert (story.state.epoch, story.state.done) == (0, (B00, B11))
+    story.commit(1, B10)
+    story.commit(1, B01)
+    assert (story.state.epoch, story.state.done) == (1, ())
+    story.commit(2, B01, B00, B11, B10)
+    assert (story.state.epoch, story.state.done) == (2, ())
+
+
+def test_a_commit_without_buckets_may_keep_initial_relations():
+    story = Story()
+    story.commit(1)
+    assert story.state.relations is not None
+    assert story.state.done == ()
+
+
+@pytest.mark.parametrize(
+    ("epoch", "buckets", "changes", "reason"),
+    [
+        (1, [B00], {}, "was committed before"),
+        (1, [B01, B01], {}, "was committed before"),
+        (1, [Bucket(5, 5)], {"partitions": ()}, "not one of the graph's"),
+        (2, [B01], {}, "epoch 2 while epoch 1 is in training"),
+        (0, [B01], {}, "epoch 0 while epoch 1"),
+        (1, [B01], {"fence": 1}, "fence 1 is not above 1"),
+        (1, [B01], {"partitions": ()}, "was not trained on exactly the buckets"),
+        (1, [B01, B10], {"buckets": (B10, B01)}, "was not trained on exactly the buckets"),
+        (1, [B01, B10], {"buckets": (B01,)}, "was not trained on exactly the buckets"),
+        (1, [B01], {"buckets": (B01, B10)}, "was not trained on exactly the buckets"),
+        (1, [B01], {"edges": -1}, "malformed commit: edges"),
+        (1, [B01], {"relations": None}, "malformed commit: relations"),
+    ],
+)
+def test_commits_that_cannot_be_true_are_refused(epoch, buckets, changes, reason):
+    story = Story()
+    story.commit(1, B00)
+    with pytest.raises(FormatError, match=f"log record 2: .*{reason}"):
+        story.commit(epoch, *buckets, **changes)
+
+
+@pytest.mark.parametrize(("base", "version"), [(0, 2), (2, 3), (1, 1)])
+def test_a_fork_of_a_partition_is_refused(base, version):
+    story = Story()
+    heads = Story().commit(1, B00)
+    story.commit(1, B00)
+    saved = dataclasses.replace(heads[0].saved, version=version)
+    forked = dataclasses.replace(heads[0], base=base, saved=saved)
+    with pytest.raises(FormatError, match="does not follow its last version"):
+        story.commit(1, B01, partitions=(forked,))
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (Record(1, "party", {}), 'unknown kind "party"'),
+        (Record(2, "snapshot", {"name": "a"}), "expected number 1"),
+        (Record(1, "snapshot", {}), "malformed snapshot: name"),
+        (Record(1, "commit", {"fence": "x"}), "malformed commit"),
+        (Record(1, "init", Story.init().body), "the run has begun already"),
+    ],
+)
+def test_records_that_cannot_follow_are_refused(record, reason):
+    with pytest.raises(FormatError, match=reason):
+        Story().state.apply(record)
+
+
+def test_a_log_has_to_begin():
+    with pytest.raises(FormatError, match="the log is empty"):
+        RunState.replay([])
+    with pytest.raises(FormatError, match='is "snapshot", expected "init"'):
+        RunState.replay([Record(0, "snapshot", {"name": "a"})])
+
+
+def test_a_commit_that_contradicts_the_log_is_not_written(trained):
+    with (
+        RunDirectory.resume(trained) as run,
+        PartitionCache(run.store, 10**6, table_bytes) as cache,
+    ):
+        before = run.state
+        cache.hold(SCHEMA.partitions_of(B00))
+        with pytest.raises(FormatError, match="not trained on exactly the buckets"):
+            run.commit(3, [B00], cache.flush(), {"w": np.ones(1)}, 5, {})  # chains not advanced
+        assert run.state == before
+    assert read_state(trained) == before
+    doubles.train(trained)
+
+
+def test_a_record_written_by_another_process_stops_the_writer(trained):
+    with RunDirectory.resume(trained) as run:
+        log.append(trained / "log", Record(run.state.number, "snapshot", {"name": "thief"}))
+        with pytest.raises(StorageError, match="another process has written this record"):
+            run.snapshot("mine")
+
+
+def test_hostile_names_in_a_record_lead_nowhere(trained, tmp_path):
+    (tmp_path / "secret").write_bytes(b"secret")
+    last = [r for r in log.replay(trained / "log") if r.kind == "commit"][-1]
+    for number in range(last.number, read_state(trained).number):
+        log.record_path(trained / "log", number).unlink()
+    last.body["relations"] |= {"path": "../../secret", "size": 6}
+    log.append(trained / "log", last)
+    with pytest.raises(FormatError, match="outside the run directory"):
+        Checkpoint.open(trained, "latest")
+    with pytest.raises(FormatError, match="outside the run directory"):
+        RunDirectory.resume(trained)
+    assert fsops.read_file(tmp_path / "secret") == b"secret"
