@@ -50,7 +50,7 @@ def main() -> None:
     chapter("Import: names become numbers, edges become buckets; 5 % are kept aside for the test")
     holdout = ("--holdout", "valid=0.05,test=0.05")
     run("biggraph", "import", edges, "--out", OUT / "graph", "--config", CONFIG, *holdout)
-    chapter("Train: ComplEx, two partitions")
+    chapter("Train: ComplEx; the functions in two partitions, so four buckets an epoch")
     run("biggraph", "train", CONFIG)
     chapter("Evaluate: rank the true end of each test edge among all entities of its type")
     run("biggraph", "eval", CHECKPOINT, "--json", OUT / "model.json")
@@ -59,9 +59,9 @@ def main() -> None:
     chapter("Neighbours: entities with similar embeddings")
     for name in NAMES:
         run("biggraph", "neighbors", CHECKPOINT, name, "-k", "5")
-    chapter("Predict: what might a new method of json.encoder.JSONEncoder call?")
-    head = ("--head", "json.encoder.JSONEncoder.encode", "--relation", "function_calls_function")
-    run("biggraph", "predict", CHECKPOINT, *head, "-k", "5")
+    chapter("Predict: what else might shutil.copytree call, beyond what the graph says?")
+    question = ("--head", "shutil.copytree", "--relation", "function_calls_function")
+    run("biggraph", "predict", CHECKPOINT, *question, "-k", "5")
 
     picture = OUT / "modules.png"
     draw_module_map(biggraph.Embeddings.open(CHECKPOINT), picture)
@@ -72,7 +72,7 @@ def main() -> None:
 
 def chapter(title: str) -> None:
     """Print what comes next."""
-    console.print(f"\n[bold]{title}[/bold]")
+    console.print(f"\n[bold]{title}[/bold]", soft_wrap=True)
 
 
 def run(program: str, *arguments: object) -> None:
