@@ -87,13 +87,25 @@ def publish(path: Path) -> Iterator[io.BufferedRandom]:
             yield file
             sync(file, temporary)
         with operation("link", path):
-            os.link(temporary, path)
+            _link(temporary, path)
     except Exception:
         with suppress(OSError):
             temporary.unlink()
         raise
     unlink(temporary)
     sync_folder(path.parent)
+
+
+def _link(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise StorageError(
+                f"{path.parent}: this file system has no hard links, which keep two writers "
+                "apart; choose a folder on another one"
+            ) from error
+        raise
 
 
 def put_if_absent(path: Path, data: bytes) -> bool:
@@ -234,8 +246,8 @@ def check_put_if_absent(folder: Path) -> None:
     """
     probe = folder / f"probe-{uuid.uuid4().hex[:12]}{TEMPORARY}"
     try:
-        won = [put_if_absent(probe, b"first"), put_if_absent(probe, b"second")]
-        if won != [True, False] or read_file(probe) != b"first":
+        put_if_absent(probe, b"first")
+        if put_if_absent(probe, b"second") or read_file(probe) != b"first":
             raise StorageError(
                 f"{folder}: this file system lets two writers have the same name, so a run is "
                 "not safe on it; choose another folder"

@@ -89,6 +89,17 @@ def test_the_start_up_check_notices_a_file_system_where_both_win(tmp_path, monke
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP])
+def test_a_file_system_without_hard_links_is_refused(tmp_path, monkeypatch, code):
+    def no_link(source, target):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", no_link)
+    with pytest.raises(StorageError, match="this file system has no hard links"):
+        fsops.check_put_if_absent(tmp_path)
+    assert names(tmp_path) == []
+
+
 def test_a_full_file_system_in_earnest(tmp_path):
     """The kernel refuses; only the length of the file is limited, which acts like a full disk."""
     resource = pytest.importorskip("resource")
