@@ -9,6 +9,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,10 @@ def write(path: Path, content: bytes) -> None:
 
 def make_tree_durable(root: Path) -> None:
     """Wait until the disk has all files and folders below a folder, and itself."""
-    for folder, _, names in os.walk(root, topdown=False):
-        for name in names:
-            make_durable(Path(folder, name))
-        make_durable(Path(folder))
+    found = [Path(folder, name) for folder, _, names in os.walk(root) for name in [*names, "."]]
+    with ThreadPoolExecutor(16) as threads:  # the file system groups what waits at the same time
+        for _ in threads.map(make_durable, found):
+            pass
 
 
 def make_durable(path: Path) -> None:

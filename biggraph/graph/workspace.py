@@ -47,6 +47,10 @@ def workspace(out: Path, is_replaceable: Callable[[Path], bool]) -> Iterator[Pat
         raise StorageError(_explain(out, error)) from error
 
 
+def _discard(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def _recover(out: Path, replaced: Path) -> None:
     """Undo or finish a replacement that was interrupted."""
     if replaced.exists() and not out.exists():

@@ -33,7 +33,7 @@ def reseal(graph, change):
     content = json.loads(path.read_text())
     del content["checksum"]
     change(content)
-    parts = [content["entities"], content["relations"], dict(sorted(content["splits"].items()))]
+    parts = [content.get("entities"), content["relations"], content["splits"]]
     content["fingerprint"] = sha(parts)
     content["checksum"] = sha(content)
     path.write_text(json.dumps(content))
