@@ -1,5 +1,6 @@
 """The run file: defaults, overrides, and a clear refusal of everything else."""
 
+import contextlib
 import string
 
 import pytest
@@ -125,11 +126,9 @@ def test_json_round_trip(epochs, lr, n3, candidates, memory, partitions):
 
 @given(text=st.text(max_size=30))
 @settings(deadline=None)
-def test_broken_json_is_a_config_error_or_a_config(text):
-    try:
+def test_no_text_escapes_as_another_error(text):
+    with contextlib.suppress(ConfigError):
         Config.from_json(text, "test")
-    except ConfigError as error:
-        assert str(error).startswith("test")
 
 
 @given(number=st.integers(1, 10**6), unit=st.sampled_from(["", "KB", "MiB", "gib", "TB"]))
