@@ -93,8 +93,11 @@ def test_predictions_equal_those_of_loops(opened, side, exclude_known):
 
 def test_rows_that_are_not_numbers_come_nowhere(opened):
     emb, _ = opened
-    emb.checkpoint.by_name["person"]["p1"][:] = np.nan
-    assert "p1" not in [neighbor.name for neighbor in emb.neighbors("p0", 100)]
+    for name in ("p1", "p2", "p3"):  # one in each partition
+        emb.checkpoint.by_name["person"][name][:] = np.nan
+    (best,) = emb.neighbors("p0", 1)
+    assert best.name not in ("p1", "p2", "p3")
+    assert len(emb.neighbors("p0", 100)) == len(PEOPLE) - 4
 
 
 def test_shared_names_need_a_type():

@@ -132,6 +132,25 @@ def test_equal_embeddings_tie_wherever_they_are():
         assert all(higher == 0 for higher, _ in expected.values())
 
 
+@pytest.mark.parametrize("comparator", ["dot", "l2", "squared_l2"])
+def test_differences_within_rounding_tie_and_larger_ones_do_not(comparator):
+    graph, _ = make_graph()
+    checkpoint = random_checkpoint(graph, operator="identity", comparator=comparator)
+    films = checkpoint.by_name["film"]
+    base = films[FILMS[0]] * 3
+    for i, name in enumerate(FILMS):
+        films[name] = base * np.float32(1 + (2e-7 if i % 2 else 0) + (1e-2 if i >= 6 else 0))
+    found = rank_all(checkpoint, graph, filtered=False)
+    ties = {
+        triple: tied
+        for (triple, side), (_, tied) in found.items()
+        if triple[1] == "likes" and side is Side.RHS
+    }
+    assert ties
+    for triple, tied in ties.items():
+        assert tied == (5 if FILMS.index(triple[2]) < 6 else 2)
+
+
 def test_nan_ranks_worst():
     graph, splits = make_graph({"person": 2})
     checkpoint = random_checkpoint(graph)
