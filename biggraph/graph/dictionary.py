@@ -144,7 +144,7 @@ def build_dictionary(plan: Plan, code: int, spilled: Path) -> None:
 
 def _ranges(plan: Plan, spilled: Path) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a spill in rising ranges of hashes, each within the memory share."""
-    limit = plan.share(16)
+    limit = plan.share(24)
     bits = max(0, (spilled.stat().st_size // limit).bit_length())
     if not bits:
         yield from read_spill(spilled, NAME_SCHEMA)

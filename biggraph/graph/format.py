@@ -82,7 +82,7 @@ class Manifest(_Record):
     weighted: bool
     entities: list[TypeRecord] = Field(min_length=1)
     relations: list[RelationRecord] = Field(min_length=1)
-    splits: dict[Literal["train", "valid", "test"], list[BucketRecord]]
+    splits: dict[str, list[BucketRecord]]
     options: dict[str, Any]
 
 
@@ -224,21 +224,20 @@ def read_entities(root: Path, key: PartitionKey, record: PartitionRecord) -> pa.
 class EdgeLayout(NamedTuple):
     """What a file of edges holds."""
 
-    split: str
     bucket: Bucket
-    count: int
+    edges: int
     offset_dtype: type[np.int32] | type[np.int64]
     weighted: bool
 
 
 def write_edges(path: Path, layout: EdgeLayout, pieces: Iterator[Edges]) -> BucketRecord:
-    """Write a bucket from consecutive pieces that sum to `layout.count` edges."""
+    """Write a bucket from consecutive pieces that sum to `layout.edges`."""
     offset, bucket = layout.offset_dtype, layout.bucket
     dtypes: dict[str, Any] = {"lhs": offset, "rel": np.int32, "rhs": offset}
     dtypes |= {"weight": np.float32} if layout.weighted else {}
     disk.before_operation("write edges")
     with h5py.File(path, "x", locking=False) as file:
-        columns = {n: file.create_dataset(n, (layout.count,), dt) for n, dt in dtypes.items()}
+        columns = {n: file.create_dataset(n, (layout.edges,), dt) for n, dt in dtypes.items()}
         start = 0
         for edges in pieces:
             for name, column in columns.items():
@@ -246,10 +245,10 @@ def write_edges(path: Path, layout: EdgeLayout, pieces: Iterator[Edges]) -> Buck
             start += len(edges)
         file.attrs["format_version"] = VERSION
         file.attrs["lhs"], file.attrs["rhs"] = bucket
-        file.attrs["count"] = layout.count
+        file.attrs["count"] = layout.edges
     sha256, size = disk.digest(path)
     return BucketRecord(
-        lhs=bucket.lhs, rhs=bucket.rhs, count=layout.count, size=size, sha256=sha256
+        lhs=bucket.lhs, rhs=bucket.rhs, count=layout.edges, size=size, sha256=sha256
     )
 
 

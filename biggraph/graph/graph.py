@@ -7,9 +7,10 @@ Knows nothing of how a graph is made.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +26,9 @@ from biggraph.graph.format import (
     read_entities,
     read_manifest,
 )
-from biggraph.graph.hashing import Hashes, add_counts, hash_names, type_salt
+from biggraph.graph.hashing import Hashes, hash_names, type_salt
+from biggraph.graph.spec import SPLITS
+from biggraph.graph.verify import verify_graph
 from biggraph.schema import EntityType, GraphSchema, RelationType
 from biggraph.types import Bucket, Edges, PartitionKey, Side
 
@@ -72,8 +75,8 @@ class Graph:
             for split, records in manifest.splits.items()
         }
         counts = tuple(relation.train_edges for relation in manifest.relations)
-        print_ = manifest.fingerprint
-        return cls(Path(path), schema, print_, splits, counts, manifest.weighted, manifest)
+        facts = (manifest.fingerprint, splits, counts, manifest.weighted)
+        return cls(Path(path), schema, *facts, manifest)
 
     def edges(self, split: str, bucket: Bucket) -> Edges:
         """Read the edges of a bucket after checking the file's digest.
@@ -101,6 +104,14 @@ class Graph:
         """Return the train edges that touch each entity of a partition, memory-mapped."""
         return self._column(key, "degree")
 
+    def hashes(self, key: PartitionKey) -> Hashes:
+        """Return the hashes of a partition's names, sorted, memory-mapped."""
+        return Hashes(self._column(key, "hash_hi"), self._column(key, "hash_lo"))
+
+    def salt(self, entity_type: str) -> int:
+        """Return the salt of the hashes of an entity type's names."""
+        return type_salt(entity_type, self._manifest.hash_seed)
+
     def locate(
         self, entity_type: str, names: Sequence[str]
     ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
@@ -111,8 +122,7 @@ class Graph:
         """
         parts = self.schema.entity_type(entity_type).partitions
         wanted = pa.array(names, pa.string())
-        salt = type_salt(entity_type, self._manifest.hash_seed)
-        hashes = hash_names(wanted, np.full(len(wanted), salt, np.uint64))
+        hashes = hash_names(wanted, np.full(len(wanted), self.salt(entity_type), np.uint64))
         partition = (hashes.hi % np.uint64(parts)).astype(np.int32)
         offset = np.full(len(wanted), -1, np.int64)
         for index in np.unique(partition):
@@ -153,35 +163,7 @@ class Graph:
 
     def verify(self) -> list[str]:
         """Check every digest, count, index, hash and degree; return the problems found."""
-        problems: list[str] = []
-        degrees = {}
-        for key in self.schema.partition_keys():
-            try:
-                problems += self._entity_problems(key)
-                degrees[key] = np.zeros(self.schema.count(key), np.uint32)
-            except FormatError as error:
-                problems.append(str(error))
-        if problems:
-            return problems
-        relations = np.zeros(len(self.schema.relations), np.int64)
-        for split, buckets in self.splits.items():
-            for bucket in buckets:
-                try:
-                    edges = self.edges(split, bucket)
-                except FormatError as error:
-                    problems.append(str(error))
-                    continue
-                if split == "train":
-                    relations += np.bincount(edges.rel, minlength=len(relations))
-                    self._count_ends(degrees, bucket, edges)
-        if problems:
-            return problems
-        for key, counted in degrees.items():
-            if not np.array_equal(counted, self.degrees(key)):
-                problems.append(f"{self.path}: degrees of {key} differ from its train edges")
-        if tuple(relations.tolist()) != self.relation_counts:
-            problems.append(f"{self.path}: edges per relation differ from graph.json")
-        return problems
+        return verify_graph(self)
 
     def _bucket_records(self, split: str) -> dict[Bucket, BucketRecord]:
         return {Bucket(r.lhs, r.rhs): r for r in self._manifest.splits.get(split, [])}
@@ -197,11 +179,12 @@ class Graph:
         types = {record.name: record.partitions for record in self._manifest.entities}
         return types[key.entity_type][key.index]
 
-    def _column(self, key: PartitionKey, name: str) -> np.ndarray:
-        return self._partition(key).column(name).to_numpy(zero_copy_only=True)
+    def _column(self, key: PartitionKey, name: str) -> NDArray[Any]:
+        values: NDArray[Any] = self._partition(key).column(name).to_numpy(zero_copy_only=True)
+        return values
 
     def _search(self, key: PartitionKey, wanted: Hashes, names: pa.Array) -> NDArray[np.int64]:
-        hi, lo = self._column(key, "hash_hi"), self._column(key, "hash_lo")
+        hi, lo = self.hashes(key)
         offset = np.full(len(names), -1, np.int64)
         start = np.searchsorted(hi, wanted.hi)
         end = np.searchsorted(hi, wanted.hi, side="right")
@@ -227,33 +210,6 @@ class Graph:
             return "a weight is negative or not finite"
         return None
 
-    def _entity_problems(self, key: PartitionKey) -> Iterator[str]:
-        names = self.names(key)
-        hi, lo = self._column(key, "hash_hi"), self._column(key, "hash_lo")
-        salt = type_salt(key.entity_type, self._manifest.hash_seed)
-        hashes = hash_names(names, np.full(len(names), salt, np.uint64))
-        if not (np.array_equal(hashes.hi, hi) and np.array_equal(hashes.lo, lo)):
-            yield f"{self.path}: hashes of {key} differ from its names"
-        parts = self.schema.entity_type(key.entity_type).partitions
-        if (hi % np.uint64(parts) != key.index).any():
-            yield f"{self.path}: {key} has entities of another partition"
-        rising = (hi[1:] > hi[:-1]) | ((hi[1:] == hi[:-1]) & (lo[1:] > lo[:-1]))
-        if not rising.all():
-            yield f"{self.path}: {key} is not sorted by hash"
-
-    def _count_ends(
-        self, degrees: Mapping[PartitionKey, NDArray[np.uint32]], bucket: Bucket, edges: Edges
-    ) -> None:
-        for rel in np.unique(edges.rel):
-            relation = self.schema.relations[rel]
-            lhs, rhs = (
-                PartitionKey(relation.lhs, bucket.lhs),
-                PartitionKey(relation.rhs, bucket.rhs),
-            )
-            part = edges.take(edges.rel == rel)
-            add_counts(degrees[lhs], part.lhs)
-            add_counts(degrees[rhs], part.rhs if lhs != rhs else part.rhs[part.lhs != part.rhs])
-
 
 def _schema(manifest: Manifest) -> GraphSchema:
     types = tuple(
@@ -272,6 +228,8 @@ def _schema(manifest: Manifest) -> GraphSchema:
 
 def _check_buckets(schema: GraphSchema, manifest: Manifest) -> None:
     for split, records in manifest.splits.items():
+        if split not in SPLITS:
+            raise ValueError(f'unknown split "{split}"')
         buckets = {Bucket(record.lhs, record.rhs) for record in records}
         if len(buckets) < len(records):
             raise ValueError(f"a bucket of {split} is listed twice")

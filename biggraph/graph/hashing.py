@@ -35,11 +35,11 @@ class StringParts(NamedTuple):
 
 def string_parts(names: pa.Array) -> StringParts:
     """Return views of the buffers of a string or large_string array without nulls."""
-    dtype = np.int64 if pa.types.is_large_string(names.type) else np.int32
+    dtype: np.dtype[Any] = np.dtype("<i8" if pa.types.is_large_string(names.type) else "<i4")
     _, offsets, data = names.buffers()
     if len(names) == 0 or offsets is None:
         return StringParts(np.zeros(1, dtype), np.zeros(0, np.uint8))
-    view = np.frombuffer(offsets, dtype, len(names) + 1, names.offset * np.dtype(dtype).itemsize)
+    view = np.frombuffer(offsets, dtype, len(names) + 1, names.offset * dtype.itemsize)
     return StringParts(view, np.frombuffer(data or b"", np.uint8))
 
 

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -25,28 +23,15 @@ from biggraph.graph.dictionary import (
     Dictionary,
     HashCollisionError,
     build_dictionary,
-    entity_files,
 )
 from biggraph.graph.format import (
-    BucketRecord,
-    EdgeLayout,
     Manifest,
-    PartitionRecord,
-    RelationRecord,
-    TypeRecord,
-    edge_path,
-    entity_path,
-    fingerprint,
     read_manifest,
-    write_edges,
-    write_entities,
-    write_manifest,
 )
 from biggraph.graph.hashing import hash_text
 from biggraph.graph.mapping import Mapper, Relations
 from biggraph.graph.offsets import (
     RelationTable,
-    count_touching,
     drop_rare_entities,
     resolve,
     return_needed,
@@ -61,16 +46,15 @@ from biggraph.graph.readers import (
     read_source,
     read_table,
 )
-from biggraph.graph.shuffle import shuffled
 from biggraph.graph.sources import Source, expand, refuse_repeats
 from biggraph.graph.spec import SPLITS, ImportReport, ImportSpec, check_spec
-from biggraph.graph.spill import count_rows
+from biggraph.graph.threads import ahead, side_by_side
 from biggraph.graph.workspace import require_space, workspace
+from biggraph.graph.writing import write_graph
 from biggraph.types import Bucket, mix_seed
 
 SHUFFLE = 2  # purpose of the seed
 ATTEMPTS = 5
-T = TypeVar("T")
 
 
 @dataclass
@@ -127,7 +111,7 @@ def _run(plan: Plan, inputs: dict[str, list[Any]]) -> tuple[Manifest, _Counts]:
     _entities(plan)
     relations = _relation_table(plan, mapper.relations, counts)
     _edges(plan, relations, counts)
-    manifest = _write(plan, relations, mapper.weighted)
+    manifest = write_graph(plan, relations, mapper.weighted)
     disk.remove_tree(plan.scratch)
     disk.make_tree_durable(plan.root)
     return manifest, counts
@@ -139,7 +123,7 @@ def _map(plan: Plan, inputs: dict[str, list[Any]], counts: _Counts) -> Mapper:
         disk.create_folder(plan.folder(name))
     with Mapper(plan) as mapper:
         for split, items in inputs.items():
-            for batch in _ahead(_batches(plan, items, counts.skipped)):
+            for batch in ahead(_batches(plan, items, counts.skipped)):
                 mapper.add(split, batch)
                 counts.rows[split] = counts.rows.get(split, 0) + len(batch.lines)
     if not counts.rows.get("train"):
@@ -154,27 +138,18 @@ def _batches(plan: Plan, items: list[Any], skipped: Skipped) -> Iterator[Batch]:
     done = 0
     for item in items:
         if isinstance(item, Source):
-            yield from read_source(item, how, lambda n: _tell(spec, "read", done + n, total))  # noqa: B023
+            yield from read_source(item, how, lambda n: plan.tell("read", done + n, total))  # noqa: B023
             done += item.size
         else:
             yield from read_table(item, how, "table")
 
 
-def _ahead(items: Iterator[T]) -> Iterator[T]:
-    """Yield the items while a thread makes the next one."""
-    with ThreadPoolExecutor(1) as thread:
-        future = thread.submit(next, items, None)
-        while (item := future.result()) is not None:
-            future = thread.submit(next, items, None)
-            yield item
-
-
 def _entities(plan: Plan) -> None:
     """Stage two."""
     spilled = plan.spilled("names")
-    for done, (code, path) in enumerate(spilled, 1):
-        build_dictionary(plan, code, path)
-        _tell(plan.spec, "entities", done, len(spilled))
+    built = side_by_side(lambda item: build_dictionary(plan, *item), spilled)
+    for done, _ in enumerate(built, 1):
+        plan.tell("entities", done, len(spilled))
 
 
 def _relation_table(plan: Plan, found: Relations, counts: _Counts) -> RelationTable:
@@ -201,7 +176,7 @@ def _edges(plan: Plan, relations: RelationTable, counts: _Counts) -> None:
     total = sum(len(plan.spilled(f"hashed-{split}")) for split in SPLITS)
     dictionary = Dictionary(plan, plan.share(4))
     counts.dropped_edges = resolve(
-        plan, relations, lambda done: _tell(spec, "edges", done, total), dictionary
+        plan, relations, lambda done: plan.tell("edges", done, total), dictionary
     )
     if spec.min_entity_count > 1 or counts.dropped_edges:
         counts.dropped_entities, edges = drop_rare_entities(plan, relations)
@@ -213,65 +188,6 @@ def _edges(plan: Plan, relations: RelationTable, counts: _Counts) -> None:
             "no edges left to train on: the minimum counts dropped all; lower min_entity_count "
             "or min_relation_count"
         )
-
-
-def _write(plan: Plan, relations: RelationTable, weighted: bool) -> Manifest:
-    """Write edges, entities with their degrees, and graph.json."""
-    train_edges = count_touching(plan, "train", "degree", relations)
-    splits = {}
-    for split in SPLITS:
-        buckets = plan.spilled(f"edges-{split}")
-        if buckets:
-            splits[split] = _write_split(plan, split, buckets, weighted)
-    types = [TypeRecord(name=name, partitions=_write_type(plan, name)) for name in plan.types]
-    records = [
-        RelationRecord(
-            name=name, lhs=plan.types[lhs], rhs=plan.types[rhs], train_edges=int(train_edges[i])
-        )
-        for i, (name, (lhs, rhs)) in enumerate(zip(relations.names, relations.types, strict=True))
-    ]
-    manifest = Manifest(
-        created_by=f"biggraph {_own_version()}",
-        fingerprint=fingerprint(types, records, splits),
-        seed=plan.spec.seed,
-        hash_seed=plan.hash_seed,
-        weighted=weighted,
-        entities=types,
-        relations=records,
-        splits=splits,
-        options=_options(plan.spec),
-    )
-    write_manifest(plan.root, manifest)
-    return manifest
-
-
-def _write_split(
-    plan: Plan, split: str, buckets: list[tuple[int, Path]], weighted: bool
-) -> list[BucketRecord]:
-    disk.create_folder(plan.root / "edges" / split)
-    largest = max(entity_files(plan, code).count for code, _ in plan.all_keys())
-    offset_dtype = np.int32 if largest <= np.iinfo(np.int32).max else np.int64
-    records = []
-    for done, (code, path) in enumerate(buckets, 1):
-        bucket = plan.bucket(code)
-        layout = EdgeLayout(split, bucket, count_rows(path), offset_dtype, weighted)
-        seed = mix_seed(plan.spec.seed, SHUFFLE, SPLITS.index(split), *bucket)
-        pieces = shuffled(path, seed, plan.share(12))
-        records.append(write_edges(plan.root / edge_path(split, bucket), layout, pieces))
-        disk.remove(path)
-        _tell(plan.spec, f"write {split}", done, len(buckets))
-    return records
-
-
-def _write_type(plan: Plan, entity_type: str) -> list[PartitionRecord]:
-    records = []
-    for code, key in plan.all_keys():
-        if key.entity_type != entity_type:
-            continue
-        path = plan.root / entity_path(key)
-        disk.create_folder(path.parent)
-        records.append(write_entities(path, entity_files(plan, code).batch()))
-    return records
 
 
 def _inputs(given: Any) -> list[Any]:
@@ -298,29 +214,6 @@ def _space_needed(files: list[Source]) -> int:
             for file in files
         )
     )
-
-
-def _tell(spec: ImportSpec, stage: str, done: int, total: int | None) -> None:
-    if spec.on_progress:
-        spec.on_progress(stage, done, total)
-
-
-def _own_version() -> str:
-    try:
-        return version("biggraph")
-    except PackageNotFoundError:
-        return "from source"
-
-
-def _options(spec: ImportSpec) -> dict[str, Any]:
-    """Return the options that shaped the graph, for graph.json."""
-    return {
-        "columns": None if spec.columns is None else list(spec.columns),
-        "holdout": dict(spec.holdout),
-        "min_entity_count": spec.min_entity_count,
-        "min_relation_count": spec.min_relation_count,
-        "skip_bad_lines": spec.skip_bad_lines,
-    }
 
 
 def _report(manifest: Manifest, counts: _Counts, seconds: float) -> ImportReport:

@@ -138,8 +138,9 @@ def _loops(plan: Plan, code: int, edges: pa.RecordBatch, relations: RelationTabl
     """Return a mask of the edges from an entity to itself."""
     bucket = plan.bucket(code)
     types = relations.types[numbers(edges, "rel")]
-    same = numbers(edges, "lhs") == numbers(edges, "rhs")
-    return same & (types[:, 0] == types[:, 1]) & (bucket.lhs == bucket.rhs)
+    same: Mask = numbers(edges, "lhs") == numbers(edges, "rhs")
+    same &= (types[:, 0] == types[:, 1]) & (bucket.lhs == bucket.rhs)
+    return same
 
 
 def drop_rare_entities(plan: Plan, relations: RelationTable) -> tuple[int, int]:

@@ -88,3 +88,8 @@ class Plan:
         if not folder.is_dir():
             return []
         return sorted((int(path.name), path) for path in folder.iterdir())
+
+    def tell(self, stage: str, done: int, total: int | None) -> None:
+        """Report progress to whoever asked for it."""
+        if self.spec.on_progress:
+            self.spec.on_progress(stage, done, total)

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from biggraph.errors import InputError, did_you_mean
 from biggraph.graph.lines import (
@@ -28,7 +29,7 @@ from biggraph.graph.lines import (
     sift,
 )
 from biggraph.graph.sources import Source, open_text
-from biggraph.types import IntArray
+from biggraph.types import FloatArray, IntArray
 
 DEFAULT_NAMES = ("head", "relation", "tail", "weight")
 NO_RELATION = "-"
@@ -276,15 +277,15 @@ def _from_rows(
     columns = Columns(names["head"], names["relation"], names["tail"], weights)
     if bad.any():
         keep = ~bad
-        masked = [None if c is None else c.filter(pa.array(keep)) for c in columns[:3]]
-        columns = Columns(*masked, None if weights is None else weights[keep])
+        lhs, rel, rhs = (None if c is None else c.filter(pa.array(keep)) for c in columns[:3])
+        columns = Columns(lhs, rel, rhs, None if weights is None else weights[keep])
         lines = lines[keep]
     return Batch(columns, label, lines)
 
 
-def _missing(column: pa.Array) -> np.ndarray:
-    lengths = pc.fill_null(pc.binary_length(column), 0)
-    return np.asarray(lengths) == 0
+def _missing(column: pa.Array) -> NDArray[np.bool_]:
+    missing: NDArray[np.bool_] = pc.fill_null(pc.binary_length(column), 0).to_numpy() == 0
+    return missing
 
 
 def _as_names(column: pa.Array, what: str, label: str) -> pa.Array:
@@ -301,10 +302,10 @@ def _as_names(column: pa.Array, what: str, label: str) -> pa.Array:
     raise InputError(f"{label}: {what} column has type {kind}; names are strings or integers")
 
 
-def _as_weights(column: pa.Array, label: str) -> np.ndarray:
+def _as_weights(column: pa.Array, label: str) -> FloatArray:
     if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
         raise InputError(f"{label}: weight column has type {column.type}; expected numbers")
-    wide = pc.fill_null(pc.cast(column, pa.float64()), float("nan")).to_numpy(zero_copy_only=False)
+    wide: NDArray[np.float64] = pc.fill_null(pc.cast(column, pa.float64()), np.nan).to_numpy()
     with np.errstate(over="ignore", invalid="ignore"):
         return wide.astype(np.float32)
 

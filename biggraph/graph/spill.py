@@ -1,13 +1,14 @@
 """Rows sorted into numbered files on disk through a bounded buffer, and read back in pieces.
 
-A file is a sequence of Arrow record batches, each preceded by its bytes and rows. Knows nothing of what
-the rows mean.
+A file is a sequence of Arrow record batches, each preceded by its bytes and rows. Knows nothing of
+what the rows mean.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -122,6 +123,7 @@ def select(rows: pa.RecordBatch, keep: NDArray[np.bool_]) -> pa.RecordBatch:
     return rows if keep.all() else rows.take(to_arrow(np.flatnonzero(keep)))
 
 
-def numbers(batch: pa.RecordBatch, name: str) -> np.ndarray:
+def numbers(batch: pa.RecordBatch, name: str) -> NDArray[Any]:
     """Return a fixed-width column as a numpy view."""
-    return batch.column(name).to_numpy(zero_copy_only=True)
+    values: NDArray[Any] = batch.column(name).to_numpy(zero_copy_only=True)
+    return values
