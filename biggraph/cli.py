@@ -81,8 +81,12 @@ def import_(
     partitions: Annotated[int | None, typer.Option(min=1, help="Slices an entity type.")] = None,
     memory: Annotated[str | None, typer.Option(help="Working memory, such as 1GiB.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of assignment and shuffle.")] = None,
-    skip_bad_lines: Annotated[bool, typer.Option(help="Report bad lines, do not stop.")] = False,
-    overwrite: Annotated[bool, typer.Option(help="Replace an existing graph.")] = False,
+    skip_bad_lines: Annotated[
+        bool, typer.Option("--skip-bad-lines", help="Report bad lines, do not stop.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing graph.")
+    ] = False,
     config: Annotated[
         Path | None, typer.Option(help="Run file with entity types, relations and filters.")
     ] = None,
@@ -113,7 +117,9 @@ def import_(
 def train(
     config: Annotated[Path, typer.Argument(help="Run file (TOML).")],
     overrides: Annotated[list[str], typer.Argument(help="Dotted overrides: key.sub=value.")] = [],  # noqa: B006
-    restart: Annotated[bool, typer.Option(help="Remove an existing run first.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Remove an existing run first.")
+    ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -185,7 +191,9 @@ def predict(
     head: Annotated[str | None, typer.Option(help="Known left end; predicts the right.")] = None,
     tail: Annotated[str | None, typer.Option(help="Known right end; predicts the left.")] = None,
     k: K = 10,
-    include_known: Annotated[bool, typer.Option(help="Also list edges of the graph.")] = False,
+    include_known: Annotated[
+        bool, typer.Option("--include-known", help="Also list edges of the graph.")
+    ] = False,
     graph: GraphPath = None,
     snapshot: SnapshotName = None,
     as_json: AsJson = False,
@@ -222,7 +230,9 @@ def export(
 @app.command(epilog=_example("biggraph inspect runs/a --verify"))
 def inspect(
     path: Annotated[Path, typer.Argument(help="A graph directory or a run directory.")],
-    verify: Annotated[bool, typer.Option(help="Check every digest and invariant.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check every digest and invariant.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Say what a graph or a checkpoint holds."""

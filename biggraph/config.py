@@ -113,6 +113,9 @@ class LossSection(Section):
     """What training minimises."""
 
     name: LossName = Field("softmax", description="loss of a positive against its negatives")
+    correct_sampling: bool = Field(
+        True, description="softmax: weigh sampled negatives so that they stand for all entities"
+    )
     margin: float = Field(0.1, ge=0, description="ranking: wanted distance in score")
     adversarial_temperature: float = Field(
         0.0, ge=0, description="logistic, ranking: weigh negatives by softmax(t * score); 0 = off"
@@ -307,7 +310,7 @@ def _explain(detail: dict[str, Any], data: dict[str, Any]) -> str:
     if loc and loc[-1] in ("int", "constrained-int"):
         loc.pop()
     where = ".".join(loc)
-    kind, message = detail["type"], detail["msg"].removeprefix("Value error, ")
+    kind, message = detail["type"], str(detail["msg"]).removeprefix("Value error, ")
     if kind == "extra_forbidden":
         return f'{where}: unknown key "{loc[-1]}"{did_you_mean(loc[-1], known_keys(loc[:-1]))}'
     if kind == "literal_error":

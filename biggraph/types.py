@@ -42,7 +42,7 @@ class PartitionKey(NamedTuple):
     """One slice of one entity type."""
 
     entity_type: str
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
 
     def __str__(self) -> str:
         return f"{self.entity_type}/{self.index}"

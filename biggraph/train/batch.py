@@ -18,6 +18,7 @@ from biggraph.config import NegativesSection
 from biggraph.model.model import Model, RelationGroup
 from biggraph.model.negatives import (
     Candidates,
+    Population,
     all_candidates,
     mask_known_in_chunk,
     sample_candidates,
@@ -26,6 +27,9 @@ from biggraph.types import Edges, Side
 
 # Positives in a chunk where the chunk's own entities are not used as negatives.
 _CHUNK_WITHOUT_IN_BATCH = 250
+
+# By index of the relation group and replaced side.
+Populations = Mapping[tuple[int, Side], Population]
 
 
 @dataclass(frozen=True)
@@ -94,11 +98,35 @@ class BatchMaker:
         shuffled = torch.randperm(len(batches), generator=generator).tolist()
         return [batches[i] for i in shuffled]
 
+    def populations(
+        self, edges: Edges, sizes: Mapping[tuple[Side, str], tuple[int, int]]
+    ) -> Populations:
+        """Return who can be a candidate, by relation group and replaced side.
+
+        Args:
+            edges: of one bucket.
+            sizes: entities in the loaded partition and in the whole graph, by (side, entity type).
+        """
+        group_E = self._model.group_of[torch.from_numpy(edges.rel.astype(np.int64))]
+        found = {}
+        for group in self._model.groups:
+            for side in self._sides:
+                if (side, group.entity_type(side)) not in sizes:
+                    continue  # no edge of this group can be in the bucket
+                count, total = sizes[side, group.entity_type(side)]
+                share = None
+                if self._negatives.in_batch:
+                    own = getattr(edges, side)[(group_E == group.index).numpy()]
+                    ends = torch.bincount(torch.from_numpy(own.astype(np.int64)), minlength=count)
+                    share = ends.float() / max(len(own), 1)
+                found[group.index, side] = Population(count, total, share)
+        return found
+
     def batches(
         self,
         edges: Edges,
         plan: list[Tensor],
-        counts: Mapping[str, int],
+        populations: Populations,
         generator: torch.Generator,
     ) -> Iterator[Batch]:
         """Yield the batches of a plan.
@@ -106,14 +134,14 @@ class BatchMaker:
         Args:
             edges: of one bucket.
             plan: positions by batch, from `plan`.
-            counts: entities in the loaded partition, by "lhs:TYPE" and "rhs:TYPE".
+            populations: from `populations`.
             generator: source of negatives and of dropout.
         """
         for positions in plan:
             chosen = edges.take(positions.numpy())
-            yield self._make(chosen, counts, generator)
+            yield self._make(chosen, populations, generator)
 
-    def _make(self, edges: Edges, counts: Mapping[str, int], generator: torch.Generator) -> Batch:
+    def _make(self, edges: Edges, populations: Populations, generator: torch.Generator) -> Batch:
         size = len(edges)
         chunk = min(self._chunk_size(), size)
         chunks = -(-size // chunk)
@@ -130,7 +158,8 @@ class BatchMaker:
         valid_CP = _padded(torch.ones(size, dtype=torch.bool), chunks, chunk)
         candidates = {}
         for side in self._sides:
-            drawn = self._draw(group, side, ids[side], valid_CP, counts, generator)
+            population = populations[group.index, side]
+            drawn = self._draw(ids[side], valid_CP, population, generator)
             if self._negatives.filter_chunk:
                 drawn = mask_known_in_chunk(drawn, ids[side.other], place_CP, ids[side])
             candidates[side] = drawn
@@ -140,22 +169,19 @@ class BatchMaker:
 
     def _draw(
         self,
-        group: RelationGroup,
-        side: Side,
         true_CP: Tensor,
         valid_CP: Tensor,
-        counts: Mapping[str, int],
+        population: Population,
         generator: torch.Generator,
     ) -> Candidates:
-        count = counts[f"{side}:{group.entity_type(side)}"]
+        wanted = self._negatives.in_batch + self._negatives.uniform
         # Fewer entities than candidates: each of them once costs less and is exact.
-        if self._negatives.all or self._negatives.in_batch + self._negatives.uniform >= count:
-            return all_candidates(true_CP, count=count)
+        if self._negatives.all or wanted >= population.count:
+            return all_candidates(true_CP, population=population)
         return sample_candidates(
             true_CP,
             valid_CP,
-            count=count,
-            in_batch=self._negatives.in_batch > 0,
+            population=population,
             uniform=self._negatives.uniform,
             generator=generator,
         )

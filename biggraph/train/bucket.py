@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from biggraph.errors import DivergenceError, Interrupted
 from biggraph.model.model import Model
-from biggraph.train.batch import BatchMaker
+from biggraph.train.batch import Batch, BatchMaker
 from biggraph.train.step import StepSettings, Tables, train_step
 from biggraph.types import Bucket, Edges, mix_seed
 
@@ -51,16 +50,25 @@ class BucketTrainer:
         maker: cuts edges into batches.
         threads: worker threads, each with one core of torch.
         seed: of the run.
+        totals: entities of each type in the whole graph.
     """
 
     def __init__(
-        self, model: Model, settings: StepSettings, maker: BatchMaker, *, threads: int, seed: int
+        self,
+        model: Model,
+        settings: StepSettings,
+        maker: BatchMaker,
+        *,
+        threads: int,
+        seed: int,
+        totals: Mapping[str, int],
     ) -> None:
         self._model = model
         self._settings = settings
         self._maker = maker
         self._threads = threads
         self._seed = seed
+        self._totals = totals
         self._stop = threading.Event()
 
     def stop(self) -> None:
@@ -85,14 +93,20 @@ class BucketTrainer:
         """
         seeds = (self._seed, epoch, bucket.lhs, bucket.rhs)
         plan = self._maker.plan(edges, _generator(*seeds, _PLAN_STREAM))
+        sizes = {
+            (side, name): (len(table.rows), self._totals[name])
+            for (side, name), table in tables.items()
+        }
+        populations = self._maker.populations(edges, sizes)
         failed = threading.Event()
 
         def work(worker: int) -> BucketStats:
             torch.set_num_threads(1)
             share = plan[worker :: self._threads]
             generator = _generator(*seeds, worker)
+            batches = self._maker.batches(edges, share, populations, generator)
             try:
-                return self._train_share(bucket, tables, edges, share, generator, failed, on_batch)
+                return self._train_share(bucket, tables, batches, failed, on_batch)
             except BaseException:
                 failed.set()
                 raise
@@ -109,15 +123,12 @@ class BucketTrainer:
         self,
         bucket: Bucket,
         tables: Tables,
-        edges: Edges,
-        share: list[Tensor],
-        generator: torch.Generator,
+        batches: Iterable[Batch],
         failed: threading.Event,
         on_batch: OnBatch,
     ) -> BucketStats:
-        counts = {f"{side}:{name}": len(table.rows) for (side, name), table in tables.items()}
         trained, loss_sum, first_loss = 0, 0.0, 0.0
-        for batch in self._maker.batches(edges, share, counts, generator):
+        for batch in batches:
             if self._stop.is_set():
                 raise Interrupted("stopped; work since the last commit was given up")
             if failed.is_set():

@@ -135,8 +135,8 @@ def _assemble(
         edges=edges,
         schedule=_scheduling(config, needs),
         cache=cache,
-        run_directory=directory,
-        bucket_trainer=_bucket_trainer(config, model, threads),
+        directory=directory,
+        bucket_trainer=_bucket_trainer(config, model, graph.schema, threads),
         validate=validate,
         metrics=metrics,
         reporter=reporter,
@@ -279,18 +279,29 @@ def _scheduling(config: Config, needs: Mapping[Bucket, frozenset[PartitionKey]])
     return schedule
 
 
-def _bucket_trainer(config: Config, model: Model, threads: int) -> BucketTrainer:
+def _bucket_trainer(
+    config: Config, model: Model, schema: GraphSchema, threads: int
+) -> BucketTrainer:
     loss = make_loss(
         config.loss.name,
         margin=config.loss.margin,
         temperature=config.loss.adversarial_temperature,
     )
     lr = config.optimizer.lr
-    settings = StepSettings(loss, config.regularizer.n3, lr, config.optimizer.relation_lr or lr)
+    settings = StepSettings(
+        loss=loss,
+        corrected=config.loss.name == "softmax" and config.loss.correct_sampling,
+        n3=config.regularizer.n3,
+        lr=lr,
+        relation_lr=config.optimizer.relation_lr or lr,
+    )
+    totals = {entity.name: entity.count for entity in schema.entities}
     maker = BatchMaker(
         model,
         config.negatives,
         batch_size=config.train.batch_size,
         dropout=config.regularizer.dropout,
     )
-    return BucketTrainer(model, settings, maker, threads=threads, seed=config.train.seed)
+    return BucketTrainer(
+        model, settings, maker, threads=threads, seed=config.train.seed, totals=totals
+    )

@@ -33,12 +33,15 @@ class StepSettings:
 
     Args:
         loss: of each positive against its negatives.
+        corrected: weigh sampled negatives so that they stand for all entities; for losses that
+            sum over negatives (softmax).
         n3: weight of the N3 regularizer.
         lr: learning rate of rows.
         relation_lr: learning rate of relation parameters.
     """
 
     loss: Loss
+    corrected: bool
     n3: float
     lr: float
     relation_lr: float
@@ -199,6 +202,8 @@ def batch_loss(
         candidates_CND = model.candidates_with(batch.group, side, rows.candidates(side), shared)
         positive_CP = model.matched(query_CPD, true_CPD)
         negative_CPN = model.pairwise(query_CPD, candidates_CND)
+        if settings.corrected:
+            negative_CPN = negative_CPN + candidates.log_weight_CN.unsqueeze(1)
         # Every loss has gradient 0 at MASKED, so that filling behind autograd's back is exact.
         negative_CPN.detach().masked_fill_(candidates.mask_CPN, MASKED)
         loss = loss + (settings.loss(positive_CP, negative_CPN) * batch.weight_CP).sum()

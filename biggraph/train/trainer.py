@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from biggraph.errors import DivergenceError, Interrupted
 from biggraph.log import MetricsLog, Reporter
@@ -24,18 +24,11 @@ from biggraph.train.step import Tables
 from biggraph.types import Bucket, PartitionKey, Side
 
 Validate = Callable[[], dict[str, Any]]
+Clock = Callable[[], float]
 ScheduleEpoch = Callable[[int, frozenset[Bucket]], BucketScheduler]
 
 _OWNER = "worker-0"
 _METRIC = "mrr"
-
-
-class Clock(Protocol):
-    """Where time comes from; tests bring their own."""
-
-    def __call__(self) -> float:
-        """Return seconds that only move forward."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -92,6 +85,7 @@ class _Pending:
         self.loss_sum += stats.loss * stats.edges
 
 
+@dataclass(kw_only=True)
 class Trainer:
     """Trains a run to its last epoch, from wherever its log stands.
 
@@ -102,55 +96,41 @@ class Trainer:
         edges: edges by bucket, one bucket read ahead.
         schedule: makes an epoch's scheduler, given the buckets that are done.
         cache: holds tables.
-        run_directory: the log; its state says where to go on.
+        directory: the run's log; its state says where to go on.
         bucket_trainer: trains one bucket.
         validate: evaluates the last commit on the validation split, or None.
         metrics: JSON lines.
         reporter: progress.
-        clock: seconds.
+        clock: seconds that only move forward.
     """
 
-    def __init__(  # noqa: PLR0913 - the composition root passes everything once
-        self,
-        *,
-        plan: Plan,
-        model: Model,
-        needs: Mapping[Bucket, frozenset[PartitionKey]],
-        edges: EdgeReader,
-        schedule: ScheduleEpoch,
-        cache: PartitionCache,
-        run_directory: RunDirectory,
-        bucket_trainer: BucketTrainer,
-        validate: Validate | None,
-        metrics: MetricsLog,
-        reporter: Reporter,
-        clock: Clock = time.monotonic,
-    ) -> None:
-        self._plan = plan
-        self._model = model
-        self._needs = needs
-        self._edges = edges
-        self._schedule = schedule
-        self._cache = cache
-        self._run = run_directory
-        self._bucket_trainer = bucket_trainer
-        self._validate = validate
-        self._metrics = metrics
-        self._reporter = reporter
-        self._clock = clock
-        self._pending = _Pending(clock())
+    plan: Plan
+    model: Model
+    needs: Mapping[Bucket, frozenset[PartitionKey]]
+    edges: EdgeReader
+    schedule: ScheduleEpoch
+    cache: PartitionCache
+    directory: RunDirectory
+    bucket_trainer: BucketTrainer
+    validate: Validate | None
+    metrics: MetricsLog
+    reporter: Reporter
+    clock: Clock = time.monotonic
+
+    def __post_init__(self) -> None:
+        self._pending = _Pending(self.clock())
         self._stop_requested = False
         self._trained = 0
-        commits = run_directory.state.stats.get(1)
+        commits = self.directory.state.stats.get(1)
         # Mean loss of the run's first batch, the level at which nothing is learned yet.
         self._untrained_loss: float | None = commits[0]["untrained_loss"] if commits else None
 
     def stop(self) -> None:
         """Finish the bucket in training, commit and raise `Interrupted`; at once when repeated."""
         if self._stop_requested:
-            self._bucket_trainer.stop()
+            self.bucket_trainer.stop()
         self._stop_requested = True
-        self._reporter.say("stopping after this bucket; once more stops now and loses its work")
+        self.reporter.say("stopping after this bucket; once more stops now and loses its work")
 
     def run(self) -> TrainResult:
         """Train what is left, and return how it ended.
@@ -160,43 +140,43 @@ class Trainer:
             Interrupted: `stop` was called; everything trained is committed.
         """
         self._validate_if_due()
-        while self._run.state.epoch < self._plan.epochs and not self._out_of_patience():
-            self._epoch(self._run.state.epoch + 1)
+        while self.directory.state.epoch < self.plan.epochs and not self._out_of_patience():
+            self._epoch(self.directory.state.epoch + 1)
             self._validate_if_due()
-        state = self._run.state
+        state = self.directory.state
         best = max(self._evaluations(), key=lambda m: float(m[_METRIC]), default=None)
         return TrainResult(state.epoch, self._trained, best, self._out_of_patience())
 
     def _epoch(self, epoch: int) -> None:
-        started = self._clock()
-        done = frozenset(self._run.state.done)
-        scheduler = self._schedule(epoch, done)
-        progress = _EpochProgress(self._reporter, epoch, self._plan.epochs, self._clock)
-        progress.start(self._edges.count(b for b in self._needs if b not in done))
+        started = self.clock()
+        done = frozenset(self.directory.state.done)
+        scheduler = self.schedule(epoch, done)
+        progress = _EpochProgress(self.reporter, epoch, self.plan.epochs, self.clock)
+        progress.start(self.edges.count(b for b in self.needs if b not in done))
         while isinstance(grant := scheduler.acquire(_OWNER), Grant):
             self._give_back(scheduler, grant.evict)
             stats = self._bucket(epoch, grant.bucket, scheduler, progress)
             self._pending.add(grant.bucket, stats)
             scheduler.finish(_OWNER)
-            if self._clock() - self._pending.since >= self._plan.commit_every:
+            if self.clock() - self._pending.since >= self.plan.commit_every:
                 self._commit(epoch)
             if self._stop_requested:
                 self._commit(epoch)
                 raise Interrupted("stopped; everything trained so far is committed")
         self._commit(epoch)
-        self._report_epoch(epoch, progress, self._clock() - started)
+        self._report_epoch(epoch, progress, self.clock() - started)
 
     def _bucket(
         self, epoch: int, bucket: Bucket, scheduler: BucketScheduler, progress: _EpochProgress
     ) -> BucketStats:
-        tables = self._cache.hold(self._needs[bucket])
-        edges = self._edges.read(bucket)
+        tables = self.cache.hold(self.needs[bucket])
+        edges = self.edges.read(bucket)
         following = scheduler.peek(_OWNER)
         if following is not None:
-            self._edges.prefetch(following)
-            self._cache.prefetch(self._needs[following])
-        started = self._clock()
-        stats = self._bucket_trainer.train(
+            self.edges.prefetch(following)
+            self.cache.prefetch(self.needs[following])
+        started = self.clock()
+        stats = self.bucket_trainer.train(
             epoch, bucket, by_side(bucket, tables), edges, progress.batch
         )
         self._guard(bucket, stats)
@@ -204,8 +184,8 @@ class Trainer:
         for table in tables.values():
             table.chain = advance_chain(table.chain, epoch, bucket)
         self._trained += stats.edges
-        seconds = max(self._clock() - started, 1e-9)
-        self._metrics.write(
+        seconds = max(self.clock() - started, 1e-9)
+        self.metrics.write(
             "bucket", epoch=epoch, bucket=list(bucket), edges=stats.edges, loss=stats.loss,
             edges_per_s=round(stats.edges / seconds, 1),
         )  # fmt: skip
@@ -213,77 +193,75 @@ class Trainer:
 
     def _give_back(self, scheduler: BucketScheduler, keys: frozenset[PartitionKey]) -> None:
         if keys:
-            self._cache.flush()
+            self.cache.flush()
             scheduler.give_back(_OWNER, keys)
 
     def _guard(self, bucket: Bucket, stats: BucketStats) -> None:
         if self._untrained_loss is None:
             self._untrained_loss = stats.first_loss
-        if stats.loss > self._plan.loss_spike * self._untrained_loss > 0:
+        if stats.loss > self.plan.loss_spike * self._untrained_loss > 0:
             raise DivergenceError(
                 f"bucket {bucket}: the loss rose to {stats.loss:.4g}, more than "
-                f"{self._plan.loss_spike:g} times that of the first batch "
+                f"{self.plan.loss_spike:g} times that of the first batch "
                 f"({self._untrained_loss:.4g}); the last commit is kept. Lower optimizer.lr and "
                 "run again"
             )
 
     def _commit(self, epoch: int) -> None:
-        pending, self._pending = self._pending, _Pending(self._clock())
+        pending, self._pending = self._pending, _Pending(self.clock())
         if not pending.buckets:
             return
-        self._run.commit(
+        self.directory.commit(
             epoch=epoch,
             buckets=pending.buckets,
-            partitions=self._cache.flush(),
-            relations=self._model.arrays(),
+            partitions=self.cache.flush(),
+            relations=self.model.arrays(),
             edges=pending.edges,
             stats=pending.stats() | {"untrained_loss": self._untrained_loss},
         )
-        self._run.collect_garbage()
-        self._metrics.write(
-            "commit", epoch=epoch, buckets=len(pending.buckets), edges=pending.edges
-        )
+        self.directory.collect_garbage()
+        self.metrics.write("commit", epoch=epoch, buckets=len(pending.buckets), edges=pending.edges)
 
     def _report_epoch(self, epoch: int, progress: _EpochProgress, seconds: float) -> None:
         rate = progress.edges / max(seconds, 1e-9)
-        waited = self._cache.statistics.wait_s
-        self._metrics.write(
+        waited = self.cache.statistics.wait_s
+        self.metrics.write(
             "epoch", epoch=epoch, edges=progress.edges, edges_per_s=round(rate, 1),
             loss=progress.loss, seconds=round(seconds, 3), io_wait_s=round(waited, 3),
         )  # fmt: skip
-        self._reporter.say(
-            f"epoch {epoch}/{self._plan.epochs}  loss {progress.loss:.4f}  "
+        self.reporter.say(
+            f"epoch {epoch}/{self.plan.epochs}  loss {progress.loss:.4f}  "
             f"{rate:,.0f} edges/s  {seconds:.1f} s"
         )
 
     def _validate_if_due(self) -> None:
-        state, every = self._run.state, self._plan.eval_every
+        state, every = self.directory.state, self.plan.eval_every
         epoch = state.epoch
         evaluated = any(evaluation.epoch == epoch for evaluation in state.evaluations)
         due = every and epoch and epoch % every == 0 and not evaluated and not state.done
-        if not due or self._validate is None:
+        if not due or self.validate is None:
             return
         earlier = max((m[_METRIC] for m in self._evaluations()), default=-1.0)
-        metrics = self._validate()
+        metrics = self.validate()
         # The snapshot comes first: a crash in between only repeats the evaluation.
         if metrics[_METRIC] > earlier:
-            self._run.snapshot("best")
-        self._run.record_evaluation(epoch, metrics)
-        self._metrics.write("evaluation", epoch=epoch, **metrics)
-        self._reporter.say(
+            self.directory.snapshot("best")
+        self.directory.record_evaluation(epoch, metrics)
+        self.metrics.write("evaluation", epoch=epoch, **metrics)
+        self.reporter.say(
             f"epoch {epoch}  validation mrr {metrics['mrr']:.4f}  hits@10 {metrics['hits@10']:.4f}"
         )
 
     def _evaluations(self) -> list[dict[str, Any]]:
-        return [evaluation.metrics for evaluation in self._run.state.evaluations]
+        return [evaluation.metrics for evaluation in self.directory.state.evaluations]
 
     def _out_of_patience(self) -> bool:
-        if not self._plan.patience:
+        if not self.plan.patience:
             return False
         scores = [metrics[_METRIC] for metrics in self._evaluations()]
         if not scores:
             return False
-        return len(scores) - 1 - scores.index(max(scores)) >= self._plan.patience
+        return len(scores) - 1 - scores.index(max(scores)) >= self.plan.patience
 
 
 class _EpochProgress:

@@ -7,7 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from biggraph.model.losses import MASKED, make_loss
-from biggraph.model.negatives import all_candidates, mask_known_in_chunk, sample_candidates
+from biggraph.model.negatives import (
+    Population,
+    all_candidates,
+    mask_known_in_chunk,
+    sample_candidates,
+)
 from biggraph.model.operators import OPERATORS
 from biggraph.model.regularizers import n3
 from tests import reference
@@ -69,8 +74,9 @@ def test_exactly_the_true_entity_and_padding_are_masked(seed, count, padding, in
     valid = torch.ones(2, 4, dtype=torch.bool)
     if padding:
         valid[1, -padding:] = False
+    population = Population(count, count, torch.full((count,), 1 / count) if in_batch else None)
     drawn = sample_candidates(
-        true, valid, count=count, in_batch=in_batch, uniform=uniform, generator=generator
+        true, valid, population=population, uniform=uniform, generator=generator
     )
     assert drawn.ids_CN.shape == (2, 4 * in_batch + uniform)
     assert int(drawn.ids_CN.max()) < count
@@ -86,14 +92,14 @@ def test_uniform_candidates_cover_the_partition():
     true, valid = torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.bool)
     generator = torch.Generator().manual_seed(0)
     drawn = sample_candidates(
-        true, valid, count=10, in_batch=False, uniform=4000, generator=generator
+        true, valid, population=Population(10, 10), uniform=4000, generator=generator
     )
     shares = torch.bincount(drawn.ids_CN.flatten(), minlength=10) / 4000
     assert float((shares - 0.1).abs().max()) < 0.03
 
 
 def test_all_candidates_mask_only_the_true_entity():
-    drawn = all_candidates(torch.tensor([[2, 0]]), count=4)
+    drawn = all_candidates(torch.tensor([[2, 0]]), population=Population(4, 4))
     assert drawn.ids_CN is None
     assert drawn.mask_CPN.nonzero().tolist() == [[0, 0, 2], [0, 1, 0]]
 
@@ -104,10 +110,11 @@ def test_known_edges_of_the_chunk_are_masked(seed, whole):
     generator = torch.Generator().manual_seed(seed)
     anchor, rel, true = (torch.randint(3, (2, 5), generator=generator) for _ in range(3))
     valid = torch.ones(2, 5, dtype=torch.bool)
+    population = Population(3, 3, torch.full((3,), 1 / 3))
     drawn = (
-        all_candidates(true, count=3)
+        all_candidates(true, population=population)
         if whole
-        else sample_candidates(true, valid, count=3, in_batch=True, uniform=3, generator=generator)
+        else sample_candidates(true, valid, population=population, uniform=3, generator=generator)
     )
     found = mask_known_in_chunk(drawn, anchor, rel, true)
     for c in range(2):
@@ -117,3 +124,16 @@ def test_known_edges_of_the_chunk_are_masked(seed, whole):
             for n, candidate in enumerate(ids):
                 known = (int(anchor[c, p]), int(rel[c, p]), candidate) in edges
                 assert bool(found.mask_CPN[c, p, n]) == known
+
+
+def test_weighted_samples_estimate_the_sum_over_all_entities_without_bias():
+    """The mean over many chunks of sum(weight * x) is the sum of x over the whole graph."""
+    generator = torch.Generator().manual_seed(4)
+    degrees = torch.tensor([50.0, 20.0, 5.0, 1.0, 1.0, 1.0])
+    values = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    population = Population(6, 18, degrees / degrees.sum())
+    true = torch.multinomial(degrees, 20_000 * 3, replacement=True, generator=generator)
+    true, valid = true.view(20_000, 3), torch.ones(20_000, 3, dtype=torch.bool)
+    drawn = sample_candidates(true, valid, population=population, uniform=2, generator=generator)
+    estimate = (drawn.log_weight_CN.exp() * values[drawn.ids_CN]).sum(1).mean()
+    assert float(estimate) == pytest.approx(3 * float(values.sum()), rel=0.02)

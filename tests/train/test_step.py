@@ -14,7 +14,7 @@ from biggraph.train.step import StepSettings, train_step
 from biggraph.types import Edges, PartitionKey, Side
 from tests import reference
 
-D, LR, RELATION_LR, N3 = 4, 0.1, 0.05, 0.02
+D, LR, RELATION_LR, N3, UNIFORM = 4, 0.1, 0.05, 0.02, 4
 
 
 def make_schema(two_types):
@@ -41,7 +41,17 @@ def is_padding(batch, side, c, n):
     return in_batch and not batch.valid_CP[c, n]
 
 
-def naive_loss(model, batch, loss, vectors, parameters):
+def naive_weight(batch, edges, side, c, entity, sizes):
+    """How many entities one candidate stands for: 1 / its expected occurrences in the chunk."""
+    count, total = sizes[side, batch.group.entity_type(side)]
+    if batch.candidates[side].ids_CN is None:
+        return total / count
+    share = np.mean(getattr(edges, side) == entity)
+    expected = int(batch.valid_CP[c].sum()) * share + UNIFORM / count
+    return total / count / expected
+
+
+def naive_loss(model, batch, loss, vectors, parameters, edges, sizes):
     """Sum of loss and penalty over valid edges, as float64 autograd scalars from plain formulae.
 
     `vectors[side][offset]` and `parameters[end][name][place]` are float64 leaves.
@@ -98,15 +108,17 @@ def naive_loss(model, batch, loss, vectors, parameters):
                 ids = candidates.ids_CN
                 ids = range(len(vectors[side])) if ids is None else ids[c].tolist()
                 true = int(batch.ids[side][c, p])
-                negatives = [
-                    one(vectors[side][i])
-                    for n, i in enumerate(ids)
-                    if i != true and not is_padding(batch, side, c, n)
+                kept_n = [
+                    n for n, i in enumerate(ids) if i != true and not is_padding(batch, side, c, n)
                 ]
+                negatives = [one(vectors[side][ids[n]]) for n in kept_n]
+                weights = [naive_weight(batch, edges, side, c, ids[n], sizes) for n in kept_n]
                 positive = one(ends[side])
                 n = torch.stack(negatives)
                 if loss == "softmax":
-                    own = torch.logsumexp(torch.cat((positive[None], n)), 0) - positive
+                    own = -positive + torch.log(
+                        positive.exp() + (torch.tensor(weights) * n.exp()).sum()
+                    )
                 elif loss == "logistic":
                     own = torch.log1p(torch.exp(-positive)) + torch.log1p(torch.exp(n)).mean()
                 else:
@@ -159,10 +171,11 @@ def test_step_equals_the_naive_step(case, sides):
         rng.integers(0, 11, size, dtype=np.int32),
         rng.random(size, dtype=np.float32) if weighted else None,
     )
-    negatives = NegativesSection(in_batch=3, uniform=4, all=whole, sides=sides)
+    negatives = NegativesSection(in_batch=3, uniform=UNIFORM, all=whole, sides=sides)
     maker = BatchMaker(model, negatives, batch_size=size, dropout=dropout)
-    counts = {f"{side}:{name}": len(t.rows) for (side, name), t in tables.items()}
-    (batch,) = maker.batches(edges, [torch.arange(size)], counts, generator)
+    sizes = {use: (len(t.rows), 3 * len(t.rows)) for use, t in tables.items()}
+    populations = maker.populations(edges, sizes)
+    (batch,) = maker.batches(edges, [torch.arange(size)], populations, generator)
 
     shared = {t.key: t.rows.double().requires_grad_() for t in tables.values()}
     vectors = {side: shared[t.key] for (side, _), t in tables.items()}
@@ -171,13 +184,15 @@ def test_step_equals_the_naive_step(case, sides):
         end: {own: model.parameters.values[n].double().requires_grad_() for own, n in by.items()}
         for end, by in names.items()
     }
-    expected = naive_loss(model, batch, loss, vectors, parameters)
+    expected = naive_loss(model, batch, loss, vectors, parameters, edges, sizes)
     expected.backward()
     before = {t.key: (t.rows.numpy().copy(), t.state.numpy().copy()) for t in tables.values()}
     old = {n: (v.numpy().copy(), model.parameters.sums[n].numpy().copy())
            for n, v in model.parameters.values.items()}  # fmt: skip
 
-    settings = StepSettings(make_loss(loss, margin=0.3, temperature=0.0), N3, LR, RELATION_LR)
+    settings = StepSettings(
+        make_loss(loss, margin=0.3, temperature=0.0), loss == "softmax", N3, LR, RELATION_LR
+    )
     train_step(model, settings, tables, batch)
 
     for table in tables.values():

@@ -225,7 +225,7 @@ def test_an_exploding_loss_stops_the_run(graph_path, tmp_path):
         graph_path, tmp_path / "run", optimizer__lr=50.0, model__comparator="squared_l2",
         model__operator="translation", train__epochs=30,
     )  # fmt: skip
-    with pytest.raises(DivergenceError, match="the loss (rose|became)"):
+    with pytest.raises(DivergenceError, match=r"the loss (rose|became)"):
         api.train(config, quiet=True)
     with RunDirectory.resume(tmp_path / "run") as run:
         assert run.state.epoch < 30
