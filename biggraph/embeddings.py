@@ -182,8 +182,9 @@ class Embeddings:
     ) -> list[Prediction]:
         """Return the k best candidates for the missing end of an edge, best first.
 
-        Reads the buckets of the graph that can hold edges of the given entity, to tell what is
-        known: any edge of the train, validation or test split.
+        The given entity itself is left out, unless the graph has that edge. Reads the buckets of
+        the graph that can hold edges of the given entity, to tell what is known: any edge of the
+        train, validation or test split.
 
         Args:
             relation: name of the relation.
@@ -210,7 +211,11 @@ class Embeddings:
 
         known = self._known(numbers, rel, side)
         kind = group.entity_type(side)
-        best = self._best(kind, score, known if exclude_known else known[:0], k)
+        without = known if exclude_known else known[:0]
+        if kind == anchor_type:
+            # The entity itself is an answer only where the graph says so.
+            without = np.union1d(without, np.setdiff1d(numbers, known))
+        best = self._best(kind, score, without, k)
         is_known = set(known.tolist())
         return [Prediction(self._name(kind, n), value, n in is_known) for n, value in best]
 

@@ -84,9 +84,11 @@ def test_the_main_job(trained, tmp_path):
     neighbors = json.loads(trained("neighbors", "run", "p1", "-k", "3", "--json").out)
     assert len(neighbors) == 3
     assert all(row["name"] != "p1" for row in neighbors)
-    predicted = trained("predict", "run", "--head", "p1", "--relation", "knows", "-k", "4")
+    predicted = trained("predict", "run", "--head", "p1", "--relation", "knows", "-k", "30")
     assert predicted.code == 0
-    assert len(predicted.out.splitlines()) == 5
+    names = {line.split()[0] for line in predicted.out.splitlines()[1:]}
+    # Neither itself nor what it is known to know: (1 * k + k) % 20 for k = 1, 2, 3.
+    assert names == {f"p{i}" for i in range(20)} - {"p1", "p2", "p4", "p6"}
     for format in ("parquet", "npy", "tsv", "word2vec"):
         assert trained("export", "run", "--format", format, "--out", f"out-{format}").code == 0
     for path in ("graph", "run"):
