@@ -88,10 +88,12 @@ def main() -> None:
         write_source(source, arguments.edges, entities, arguments.relations)
         command = [sys.executable, "-c", CHILD, str(source), f"{folder}/graph", json.dumps(options)]
         child = subprocess.run(command, check=True, capture_output=True, text=True)
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
         result = json.loads(child.stdout)
-        result |= vars(arguments) | {"source_bytes": source.stat().st_size}
-    result |= {"peak_rss_mib": round(peak / 1024), "load": os.getloadavg()[0], "cpus": os.cpu_count()}
+        result["source_bytes"] = source.stat().st_size
+    result["peak_rss_mib"] = round(usage.ru_maxrss / 1024)
+    result["cpu_seconds"] = round(usage.ru_utime + usage.ru_stime, 1)
+    result |= {"load": os.getloadavg()[0], "cpus": os.cpu_count(), "asked": vars(arguments)}
     print(json.dumps(result))
 
 

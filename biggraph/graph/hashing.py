@@ -129,24 +129,25 @@ class RecentNames:
     """
 
     WORDS = 8
+    SHARDS = 2  # names of different shards use different slots: threads may mark them at once
 
     def __init__(self, slots: int) -> None:
-        """Make room for `slots` names, a power of two."""
+        """Make room for `slots` names, a power of two above 1."""
         self._slots = np.zeros((slots, self.WORDS), np.uint64)
 
-    def mark_new(self, names: pa.Array, hashes: Hashes) -> NDArray[np.bool_]:
-        """Return a mask of the names that are not remembered, and remember them."""
+    def mark_new(self, shard: int, names: pa.Array, hashes: Hashes, new: NDArray[np.bool_]) -> None:
+        """Set `new` where a name of one shard is not remembered, and remember it."""
         parts = string_parts(names)
-        new = np.empty(len(names), np.bool_)
-        _mark_new(parts.offsets, parts.data, hashes.lo, self._slots, new)
-        return new
+        _mark_new(parts.offsets, parts.data, hashes.lo, np.uint64(shard), self._slots, new)
 
 
 @njit(cache=True, nogil=True)
-def _mark_new(offsets, data, lo, slots, new):  # type: ignore[no-untyped-def]
+def _mark_new(offsets, data, lo, shard, slots, new):  # type: ignore[no-untyped-def]
     mask = np.uint64(len(slots) - 1)
     longest = 8 * (slots.shape[1] - 1)
     for i in range(len(lo)):
+        if lo[i] & np.uint64(1) != shard:
+            continue
         slot = slots[lo[i] & mask]
         start, length = offsets[i], offsets[i + 1] - offsets[i]
         new[i] = slot[0] != np.uint64(length + 1)
@@ -189,16 +190,11 @@ def _has_collision(offsets, data, hi, lo, order):  # type: ignore[no-untyped-def
 
 def sort_order(hashes: Hashes) -> IntArray:
     """Return the positions that sort hashes by (hi, lo)."""
-    order = np.argsort(hashes.hi)
-    hi = hashes.hi[order]
-    tied = np.zeros(len(hi), np.bool_)
-    np.equal(hi[1:], hi[:-1], out=tied[1:])
-    tied[:-1] |= tied[1:]
-    at = np.flatnonzero(tied)
-    if len(at):
-        part = order[at]
-        order[at] = part[np.lexsort((hashes.lo[part], hashes.hi[part]))]
-    return order
+    order: IntArray = np.argsort(hashes.hi)
+    hi, lo = hashes.hi[order], hashes.lo[order]
+    if not ((hi[1:] == hi[:-1]) & (lo[1:] != lo[:-1])).any():
+        return order
+    return np.lexsort((hashes.lo, hashes.hi))  # never seen with the real hash
 
 
 class HashIndex:

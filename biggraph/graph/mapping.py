@@ -92,8 +92,7 @@ class Mapper:
         listed = {name: (lhs, rhs) for name, lhs, rhs in plan.spec.relations}
         self.relations = Relations(listed)
         self.weighted = False
-        slots = 1 << max(8, min(18, (plan.spec.memory >> 12).bit_length()))
-        self._recent = (RecentNames(slots), RecentNames(slots))
+        self._recent = RecentNames(1 << max(8, min(19, (plan.spec.memory >> 12).bit_length())))
         self._names = Spill(plan.folder("names"), plan.share(32))
         self._edges: dict[str, Spill] = {}
         self._threads = ThreadPoolExecutor(2)
@@ -116,11 +115,9 @@ class Mapper:
         if not len(columns.lhs):
             return
         rel = self.relations.encode(batch)
-        both = zip((columns.lhs, columns.rhs), self._types(rel), self._recent, strict=True)
+        both = zip((columns.lhs, columns.rhs), self._types(rel), strict=True)
         lhs, rhs = self._threads.map(lambda side: _hash_side(self._plan, *side), both)
-        for side in (lhs, rhs):
-            if side.names.num_rows:
-                self._names.add(side.names, side.names_partition)
+        self._spill_names((lhs, rhs))
         self.weighted |= columns.weight is not None
         weight = columns.weight
         if weight is None:
@@ -130,6 +127,21 @@ class Mapper:
             self._edges[split] = Spill(self._plan.folder(f"hashed-{split}"), self._plan.share(16))
         self._edges[split].add(rows, lhs.partition * self._plan.grid + rhs.partition)
 
+    def _spill_names(self, sides: tuple[_HashedSide, _HashedSide]) -> None:
+        """Spill the names that were not seen lately, by partition."""
+        new = [np.zeros(len(side.names), np.bool_) for side in sides]
+
+        def mark(shard: int) -> None:
+            for side, mask in zip(sides, new, strict=True):
+                self._recent.mark_new(shard, side.names, side.hashes, mask)
+
+        list(self._threads.map(mark, range(RecentNames.SHARDS)))
+        for side, mask in zip(sides, new, strict=True):
+            rows = select(to_rows([*side.hashes, side.names], NAME_SCHEMA), mask)
+            codes = (self._plan.first_code[side.types] + side.partition)[mask]
+            if rows.num_rows:
+                self._names.add(rows, codes)
+
     def _types(self, rel: IntArray) -> IntArray:
         """Return the entity types of both ends of edges with provisional codes, shape [2, E]."""
         index = {name: i for i, name in enumerate(self._plan.types)}
@@ -138,25 +150,16 @@ class Mapper:
 
 
 class _HashedSide(NamedTuple):
-    """One end of some edges.
+    """One end of some edges: names, their entity types, hashes and partitions in their type."""
 
-    Args:
-        hashes: of the names.
-        partition: index inside the entity type, int64.
-        names: rows of NAME_SCHEMA for the names not seen lately.
-        names_partition: code of the partition of each of them.
-    """
-
+    names: pa.Array
+    types: IntArray
     hashes: Hashes
     partition: IntArray
-    names: pa.RecordBatch
-    names_partition: IntArray
 
 
-def _hash_side(plan: Plan, names: pa.Array, types: IntArray, recent: RecentNames) -> _HashedSide:
+def _hash_side(plan: Plan, names: pa.Array, types: IntArray) -> _HashedSide:
     names = names.cast(pa.string())
     hashes = hash_names(names, plan.salts[types])
     partition = (hashes.hi % plan.partitions.astype(np.uint64)[types]).astype(np.int64)
-    new = recent.mark_new(names, hashes)
-    rows = select(to_rows([*hashes, names], NAME_SCHEMA), new)
-    return _HashedSide(hashes, partition, rows, (plan.first_code[types] + partition)[new])
+    return _HashedSide(names, types, hashes, partition)

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from biggraph.errors import BigGraphError, InputError
+from biggraph.errors import InputError
+from biggraph.graph.graph import Graph
 from biggraph.graph.importer import import_graph
 from biggraph.graph.spec import ImportSpec
 
@@ -316,16 +317,11 @@ def test_any_bytes_are_read_or_refused_cleanly(data, tmp_path_factory, triples):
     (folder / "a.tsv").write_bytes(text)
     expected = naive_lines(bytes(text))
     try:
-        report = import_graph(
-            [folder / "a.tsv"], folder / "g", spec=ImportSpec(skip_bad_lines=True)
-        )
-    except BigGraphError as error:
-        assert str(folder / "a.tsv") in str(error) or "hold no edges" in str(error)
-        return
-    from biggraph.graph.graph import Graph
-
-    assert report.rows["train"] == sum(expected.values())
-    assert triples(Graph.open(folder / "g")) == expected
+        import_graph([folder / "a.tsv"], folder / "g", spec=ImportSpec(skip_bad_lines=True))
+    except InputError:
+        assert not (folder / "g").exists()
+    else:
+        assert triples(Graph.open(folder / "g")) == expected
 
 
 def naive_lines(text: bytes) -> Counter:

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from biggraph.graph.hashing import (
-    HashIndex,
     Hashes,
+    HashIndex,
     RecentNames,
     add_counts,
     has_collision,
@@ -128,18 +128,27 @@ def test_equal_hashes_of_unequal_names_are_found(names, expected):
     assert has_collision(pa.array(names.split()), hashes, sort_order(hashes)) == expected
 
 
+def marked(recent, names, lo=0):
+    """Return the mask of new names, all of which have the same hash."""
+    hashes = Hashes(np.zeros(len(names), np.uint64), np.full(len(names), lo, np.uint64))
+    new = np.zeros(len(names), np.bool_)
+    for shard in range(RecentNames.SHARDS):
+        recent.mark_new(shard, pa.array(names), hashes, new)
+    return new.tolist()
+
+
 @pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 55, 56])
 def test_recent_names_never_confuse_two_names(length):
-    recent, clash = RecentNames(1), Hashes(np.zeros(1, np.uint64), np.zeros(1, np.uint64))
+    recent = RecentNames(2)
     names = ["x" * length, "x" * length + "y", "x" * max(0, length - 1) + "z"]
-    for name in names:
-        assert recent.mark_new(pa.array([name]), clash).all()
-    assert not recent.mark_new(pa.array(names[-1:]), clash).any()
+    for lo in (0, 1):
+        assert marked(recent, names, lo) == [True] * 3
+        remembered = len(names[-1]) <= 56
+        assert marked(recent, names[-1:], lo) == [not remembered]
 
 
 def test_recent_names_do_not_hold_long_names():
-    recent, clash = RecentNames(1), Hashes(np.zeros(2, np.uint64), np.zeros(2, np.uint64))
-    assert recent.mark_new(pa.array(["x" * 57, "x" * 57]), clash).all()
+    assert marked(RecentNames(2), ["x" * 57, "x" * 57]) == [True, True]
 
 
 @given(st.lists(st.tuples(st.integers(-2, 2), st.integers(-2, 2))), st.integers(0, 2**63 - 1))

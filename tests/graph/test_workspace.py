@@ -181,7 +181,7 @@ def test_two_imports_of_one_name_do_not_meet(source, tmp_path):
 def test_too_little_space_is_noticed_before_the_work(source, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=100)
     monkeypatch.setattr(workspace.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(StorageError, match="needs about .* GB of disk, 0.0 GB are free"):
+    with pytest.raises(StorageError, match=r"needs about .* GB of disk, 0\.0 GB are free"):
         import_graph([source(ROWS)], tmp_path / "graph", spec=ImportSpec())
     assert left_over(tmp_path) == []
 
