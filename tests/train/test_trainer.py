@@ -16,9 +16,11 @@ from biggraph.config import make_config
 from biggraph.errors import ConfigError, DivergenceError, Interrupted, StorageError
 from biggraph.graph.graph import Graph
 from biggraph.log import Reporter
+from biggraph.storage import fsops
 from biggraph.storage.checkpoint import Checkpoint
 from biggraph.storage.run import RunDirectory
 from biggraph.train.build import build
+from tests.storage.doubles import Crash, Fault
 
 PEOPLE, CITIES, EDGES = 60, 15, 900
 
@@ -320,3 +322,38 @@ def test_a_signal_commits_and_ends_the_run(graph_path, tmp_path, number):
     checkpoint = Checkpoint.open(run)
     assert checkpoint.verify() == []
     assert 0 < checkpoint.state.epoch < 150
+
+
+def disturbed_run(config, fault):
+    """Train under a fault; tell whether it ended the run."""
+    with fsops.observed(fault):
+        try:
+            api.train(config, quiet=True)
+        except (Crash, StorageError):
+            return True
+    return False
+
+
+@pytest.mark.parametrize("step", [23, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["crash", "full disk"])
+def test_failing_at_the_nth_file_operation_never_loses_a_commit(
+    graph_path, tmp_path, monkeypatch, step, kind
+):
+    """The whole job, validation and snapshots included; resumed, it ends bit for bit the same."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    changes = {"train__epochs": 2, "train__memory": "6KB", "eval__every": 1, "eval__edges": 10}
+    whole = make_run(graph_path, tmp_path / "whole", **changes)
+    probe = Fault(0, None)
+    assert not disturbed_run(whole, probe)
+    hits = 0
+    for n in range(1, probe.count, step):
+        error = Crash() if kind == "crash" else OSError(28, "No space left on device")
+        path = tmp_path / f"{n}"
+        config = make_run(graph_path, path, **changes)
+        hits += disturbed_run(config, Fault(n, error))
+        api.train(config, quiet=True)
+        assert_same(tmp_path / "whole", path)
+        checkpoint = Checkpoint.open(path, "latest")
+        assert checkpoint.verify() == []
+        assert len(checkpoint.state.evaluations) == 2
+    assert hits > 0.8 * len(range(1, probe.count, step))
