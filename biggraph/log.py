@@ -110,6 +110,20 @@ def to_json(values: Mapping[str, Any]) -> str:
     return json.dumps(values, indent=2, ensure_ascii=False)
 
 
+def duration(seconds: float) -> str:
+    """Return a time in the unit that people would use.
+
+    >>> duration(8.4), duration(150), duration(7300)
+    ('8 s', '2 min 30 s', '2 h 1 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
 def align(rows: Sequence[Sequence[object]], *, header: Sequence[str] | None = None) -> str:
     """Return rows as text in aligned columns, numbers to the right, two spaces between.
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from biggraph.errors import DivergenceError, Interrupted
-from biggraph.log import MetricsLog, Reporter
+from biggraph.log import MetricsLog, Reporter, duration
 from biggraph.model.model import Model
 from biggraph.scheduling.scheduler import BucketScheduler, Grant
 from biggraph.storage.cache import PartitionCache
@@ -231,7 +231,8 @@ class Trainer:
         )  # fmt: skip
         self.reporter.say(
             f"epoch {epoch}/{self.plan.epochs}  loss {progress.loss:.4f}  "
-            f"{rate:,.0f} edges/s  {seconds:.1f} s"
+            f"{rate:,.0f} edges/s  {seconds:.1f} s  "
+            f"{duration(seconds * (self.plan.epochs - epoch))} left"
         )
 
     def _validate_if_due(self) -> None:
