@@ -28,6 +28,7 @@ from biggraph.graph.plan import Plan
 from biggraph.graph.spill import Spill, numbers, read_spill, to_arrow
 from biggraph.types import IntArray
 
+ROWS = 1 << 20  # entities handled at once
 COLUMNS = {
     "hi": np.uint64,
     "lo": np.uint64,
@@ -90,22 +91,29 @@ class EntityFiles:
         fields = ["name", "hash_hi", "hash_lo", "degree"]
         return pa.RecordBatch.from_arrays([names, *map(to_arrow, columns)], fields)
 
-    def keep_only(self, keep: NDArray[np.bool_]) -> int:
-        """Drop the entities that `keep` leaves out; return how many.
+    def drop_rare(self, minimum: int) -> int:
+        """Drop the entities seen in fewer edges than `minimum`; return how many.
 
         Column "moved" then holds the new offset of each old one (int64), -1 where dropped.
         """
-        moved = np.cumsum(keep) - 1
-        moved[~keep] = -1
-        disk.append(self.folder / "moved", [moved.data])
-        text = np.repeat(keep, self.column("length"))
-        masks = {"hi": keep, "lo": keep, "length": keep, "text": text}
-        for name, mask in masks.items():
-            kept = self.column(name)[mask]
-            disk.remove(self.folder / name)
-            disk.append(self.folder / name, [kept.data])
-        disk.remove(self.folder / "seen")
-        return int(len(keep) - keep.sum())
+        kept = EntityFiles(self.folder.with_name(f"{self.folder.name}-kept"))
+        disk.create_folder(kept.folder)
+        before, seen, lengths = self.count, self.counter("seen"), self.column("length")
+        total = at = 0
+        for start in range(0, before, ROWS):
+            rows = slice(start, start + ROWS)
+            keep, length = seen[rows] >= minimum, lengths[rows]
+            text = self.column("text")[at : at + length.sum()]
+            moved = np.where(keep, total + np.cumsum(keep) - 1, -1)
+            columns = {"hi": self.column("hi")[rows][keep], "lo": self.column("lo")[rows][keep]}
+            columns |= {"length": length[keep], "text": text[np.repeat(keep, length)]}
+            for name, values in (columns | {"moved": moved}).items():
+                disk.append(kept.folder / name, [values.data])
+            total, at = total + int(keep.sum()), at + int(length.sum())
+        if before:
+            disk.remove_tree(self.folder)
+            disk.rename(kept.folder, self.folder)
+        return before - total
 
     def hashes(self, start: int, stop: int) -> Hashes:
         """Read some hashes into memory."""

@@ -133,7 +133,7 @@ def _map(plan: Plan, inputs: dict[str, list[Any]], counts: _Counts) -> Mapper:
 
 def _batches(plan: Plan, items: list[Any], skipped: Skipped) -> Iterator[Batch]:
     spec = plan.spec
-    how = Reading(spec.columns, spec.header, min(plan.share(128), 1 << 23), skipped)
+    how = Reading(spec.columns, spec.header, min(plan.share(128), 1 << 22), skipped)
     total = sum(item.size for item in items if isinstance(item, Source))
     done = 0
     for item in items:

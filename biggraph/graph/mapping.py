@@ -92,8 +92,9 @@ class Mapper:
         listed = {name: (lhs, rhs) for name, lhs, rhs in plan.spec.relations}
         self.relations = Relations(listed)
         self.weighted = False
+        self._type_pairs: list[tuple[int, int]] = []
         self._recent = RecentNames(1 << max(8, min(19, (plan.spec.memory >> 12).bit_length())))
-        self._names = Spill(plan.folder("names"), plan.share(32))
+        self._names = Spill(plan.folder("names"), plan.share(48))
         self._edges: dict[str, Spill] = {}
         self._threads = ThreadPoolExecutor(2)
 
@@ -124,7 +125,7 @@ class Mapper:
             weight = np.ones(len(rel), np.float32)
         rows = to_rows([*lhs.hashes, *rhs.hashes, rel, weight], HASHED_SCHEMA)
         if split not in self._edges:
-            self._edges[split] = Spill(self._plan.folder(f"hashed-{split}"), self._plan.share(16))
+            self._edges[split] = Spill(self._plan.folder(f"hashed-{split}"), self._plan.share(32))
         self._edges[split].add(rows, lhs.partition * self._plan.grid + rhs.partition)
 
     def _spill_names(self, sides: tuple[_HashedSide, _HashedSide]) -> None:
@@ -144,9 +145,11 @@ class Mapper:
 
     def _types(self, rel: IntArray) -> IntArray:
         """Return the entity types of both ends of edges with provisional codes, shape [2, E]."""
-        index = {name: i for i, name in enumerate(self._plan.types)}
-        pairs = [self.relations.types(code) for code in range(len(self.relations.names))]
-        return np.array([[index[lhs], index[rhs]] for lhs, rhs in pairs]).T[:, rel]
+        index = self._plan.types.index
+        for code in range(len(self._type_pairs), len(self.relations.names)):
+            lhs, rhs = self.relations.types(code)
+            self._type_pairs.append((index(lhs), index(rhs)))
+        return np.array(self._type_pairs).T[:, rel]
 
 
 class _HashedSide(NamedTuple):

@@ -56,7 +56,7 @@ def resolve(
     dropped, finished, spills = 0, 0, _edge_spills(plan, "edges", 48)
     for split in SPLITS:
         for code, path in plan.spilled(f"hashed-{split}"):
-            for rows in read_spill(path, HASHED_SCHEMA, plan.share(16)):
+            for rows in read_spill(path, HASHED_SCHEMA, plan.share(32)):
                 keep = relations.final[numbers(rows, "rel")] >= 0
                 dropped += int(len(keep) - keep.sum())
                 rows = select(rows, keep)
@@ -147,10 +147,8 @@ def drop_rare_entities(plan: Plan, relations: RelationTable) -> tuple[int, int]:
     """Drop entities in fewer edges than the minimum, and their edges; return how many of each."""
     for split in SPLITS:
         count_touching(plan, split, "seen", relations)
-    entities = 0
-    for code, _ in plan.all_keys():
-        files = entity_files(plan, code)
-        entities += files.keep_only(files.counter("seen") >= plan.spec.min_entity_count)
+    minimum = plan.spec.min_entity_count
+    entities = sum(entity_files(plan, code).drop_rare(minimum) for code, _ in plan.all_keys())
     dropped = 0
     for split in SPLITS:
         spills = _edge_spills(plan, "kept", 32)

@@ -193,14 +193,15 @@ def naive_filter(rows, min_entity, min_relation):
     }
 
 
+@pytest.mark.parametrize("partitions", [1, 40])
 @pytest.mark.parametrize(("min_entity", "min_relation"), [(3, 1), (1, 12), (4, 12)])
-def test_minimum_counts(source, build, triples, min_entity, min_relation):
+def test_minimum_counts(source, build, triples, min_entity, min_relation, partitions):
     lines = random_rows(60, entities=30, relations=6)
     graph = build(
         [source(lines)],
         min_entity_count=min_entity,
         min_relation_count=min_relation,
-        partitions=2,
+        partitions=partitions,
     )
     kept, entities = naive_filter(lines, min_entity, min_relation)
     assert triples(graph) == plain(kept)
@@ -327,3 +328,13 @@ def test_impossible_options_are_refused(source, tmp_path, options, message):
     with pytest.raises(ConfigError, match="(?s)" + message.replace("[", r"\[")):
         import_graph([source([("a", "r", "b")])], tmp_path / "g", spec=ImportSpec(**options))
     assert not (tmp_path / "g").exists()
+
+
+def test_a_real_graph_keeps_its_published_counts(datasets, build):
+    folder = datasets("fb15k-237")
+    files = {split: [folder / f"{split}.tsv.zst"] for split in ("train", "valid", "test")}
+    graph = build(files["train"], valid=files["valid"], test=files["test"], partitions=3)
+    counts = {split: sum(buckets.values()) for split, buckets in graph.splits.items()}
+    assert counts == {"train": 272115, "valid": 17535, "test": 20466}
+    assert graph.schema.entity_type("entity").count == 14541
+    assert len(graph.schema.relations) == 237
