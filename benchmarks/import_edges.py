@@ -31,8 +31,10 @@ from biggraph.graph.spec import ImportSpec
 
 source, out, options = sys.argv[1:]
 report = import_graph([source], out, spec=ImportSpec(**json.loads(options)))
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(json.dumps({"seconds": report.seconds, "rows": report.rows["train"],
-                  "rows_per_s": report.rows_per_s, "entities": report.entities["entity"]}))
+                  "rows_per_s": report.rows_per_s, "entities": report.entities["entity"],
+                  "peak_rss_mib": int(peak.split()[1]) // 1024}))
 """
 
 
@@ -91,7 +93,6 @@ def main() -> None:
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
         result = json.loads(child.stdout)
         result["source_bytes"] = source.stat().st_size
-    result["peak_rss_mib"] = round(usage.ru_maxrss / 1024)
     result["cpu_seconds"] = round(usage.ru_utime + usage.ru_stime, 1)
     result |= {"load": os.getloadavg()[0], "cpus": os.cpu_count(), "asked": vars(arguments)}
     print(json.dumps(result))

@@ -94,7 +94,7 @@ class Mapper:
         self.weighted = False
         self._type_pairs: list[tuple[int, int]] = []
         self._recent = RecentNames(1 << max(8, min(19, (plan.spec.memory >> 12).bit_length())))
-        self._names = Spill(plan.folder("names"), plan.share(48))
+        self._names = Spill(plan.folder("names"), plan.share(64))
         self._edges: dict[str, Spill] = {}
         self._threads = ThreadPoolExecutor(2)
 
@@ -125,7 +125,7 @@ class Mapper:
             weight = np.ones(len(rel), np.float32)
         rows = to_rows([*lhs.hashes, *rhs.hashes, rel, weight], HASHED_SCHEMA)
         if split not in self._edges:
-            self._edges[split] = Spill(self._plan.folder(f"hashed-{split}"), self._plan.share(32))
+            self._edges[split] = Spill(self._plan.folder(f"hashed-{split}"), self._plan.share(48))
         self._edges[split].add(rows, lhs.partition * self._plan.grid + rhs.partition)
 
     def _spill_names(self, sides: tuple[_HashedSide, _HashedSide]) -> None:

@@ -5,29 +5,64 @@ Reads through `Graph` and changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from biggraph.errors import FormatError
-from biggraph.graph.hashing import add_counts, hash_names
+from biggraph.graph.hashing import Hashes, add_counts, hash_names
+from biggraph.schema import GraphSchema
 from biggraph.types import Bucket, Edges, PartitionKey
-
-if TYPE_CHECKING:
-    from biggraph.graph.graph import Graph
 
 Degrees = dict[PartitionKey, NDArray[np.uint32]]
 
 
-def verify_graph(graph: Graph) -> list[str]:
+class Readable(Protocol):
+    """What verification reads of a `Graph`."""
+
+    @property
+    def path(self) -> Path:
+        """Where the graph lies."""
+
+    @property
+    def schema(self) -> GraphSchema:
+        """Entity types and relations."""
+
+    @property
+    def splits(self) -> Mapping[str, Mapping[Bucket, int]]:
+        """Edges of each non-empty bucket of each split."""
+
+    @property
+    def relation_counts(self) -> tuple[int, ...]:
+        """Train edges of each relation."""
+
+    def names(self, key: PartitionKey) -> pa.Array:
+        """Return the names of a partition."""
+
+    def hashes(self, key: PartitionKey) -> Hashes:
+        """Return the hashes of its names."""
+
+    def salt(self, entity_type: str) -> int:
+        """Return where the hashes of a type start."""
+
+    def degrees(self, key: PartitionKey) -> NDArray[np.uint32]:
+        """Return the train edges that touch each entity."""
+
+    def edges(self, split: str, bucket: Bucket) -> Edges:
+        """Return the edges of a bucket."""
+
+
+def verify_graph(graph: Readable) -> list[str]:
     """Return the problems found; edges are checked only where all names are sound."""
     problems = [problem for key in graph.schema.partition_keys() for problem in _names(graph, key)]
     return problems or list(_edges(graph))
 
 
-def _names(graph: Graph, key: PartitionKey) -> Iterator[str]:
+def _names(graph: Readable, key: PartitionKey) -> Iterator[str]:
     """Check that a partition's names belong to it and are sorted by their hashes."""
     try:
         names = graph.names(key)
@@ -47,7 +82,7 @@ def _names(graph: Graph, key: PartitionKey) -> Iterator[str]:
         yield f"{graph.path}: {key} is not sorted by hash"
 
 
-def _edges(graph: Graph) -> Iterator[str]:
+def _edges(graph: Readable) -> Iterator[str]:
     """Check every bucket, then degrees and relation counts against the train edges."""
     schema = graph.schema
     degrees = {key: np.zeros(schema.count(key), np.uint32) for key in schema.partition_keys()}
@@ -72,7 +107,7 @@ def _edges(graph: Graph) -> Iterator[str]:
         yield f"{graph.path}: edges per relation differ from graph.json"
 
 
-def _count_ends(graph: Graph, degrees: Degrees, bucket: Bucket, edges: Edges) -> None:
+def _count_ends(graph: Readable, degrees: Degrees, bucket: Bucket, edges: Edges) -> None:
     """Count the edges that touch each entity, relations of the same types together."""
     pairs = [(relation.lhs, relation.rhs) for relation in graph.schema.relations]
     kinds = {pair: k for k, pair in enumerate(dict.fromkeys(pairs))}
