@@ -206,6 +206,8 @@ def torch_zip() -> bytes:
         (b"", "empty file"),
         (b"\n\n", "empty file"),
     ],
+    # The contents hold times and addresses, which would name the tests anew in each process.
+    ids=["pickle", "npy", "zip", "gzipped pickle", "utf-16", "empty", "blank"],
 )
 @pytest.mark.parametrize("name", ["edges.tsv", "edges.pt"])
 def test_foreign_files_are_refused_by_content(source, refuse, content, what, name):
