@@ -128,6 +128,9 @@ class NegativesSection(Section):
     in_batch: int = Field(250, ge=0, description="positives in a chunk, each others' negatives")
     uniform: int = Field(1000, ge=0, description="uniform negatives for each chunk and side")
     all: bool = Field(False, description="every entity of the loaded partition instead")
+    reservoir: int = Field(
+        20_000, ge=0, description="rows of partitions not loaded, for each type; half of uniform"
+    )
     sides: Literal["both", "lhs", "rhs"] = Field("both", description="which side to corrupt")
     filter_chunk: bool = Field(False, description="mask negatives that are true in the same chunk")
 

@@ -20,56 +20,48 @@ class Candidates:
     """Entities of one side that the positives of each chunk are compared with.
 
     Args:
-        ids_CN: offsets in the partition, int64; None stands for every entity, in order.
-        mask_CPN: bool, True where a candidate is no negative of that positive.
-        log_weight_CN: log of how many entities of the graph each candidate stands for, see
-            `log_weights`; float32, [C, N] or [1, 1].
+        ids_CN: offsets in the loaded partition, int64; None stands for every entity, in order.
+        mask_CPN: bool, True where one of these is no negative of that positive.
+        outside_CM: rows of the reservoir that are candidates too, int64, [C, M] or, where `ids_CN`
+            is None, [1, M]; None for none. No true entity is among them.
+        log_weight_CK: log of how many entities of the graph each candidate stands for, those from
+            outside last; float32, [C, N + M], or [1, ...] or [..., 1] where equal.
+        row_scale: factor of the gradient of the candidates' rows, see `Population`.
     """
 
     ids_CN: Tensor | None
     mask_CPN: Tensor
-    log_weight_CN: Tensor
+    outside_CM: Tensor | None
+    log_weight_CK: Tensor
+    row_scale: float
 
 
 @dataclass(frozen=True)
 class Population:
     """The entities that can be candidates on one side of a bucket's edges.
 
+    A partition is a random sample of its type. Without rows from outside, each candidate stands
+    for `total / count` entities. With them it stands for its own partition, and as it is only
+    pushed away by edges of its own buckets, one in `total / count`, its gradient is scaled up by
+    that number instead.
+
     Args:
         count: entities in the loaded partition.
         total: entities of the type in the whole graph.
+        outside: rows of the reservoir, from the type's other partitions.
         share: of the bucket's edges, how many end in each entity, float32 [count], summing to 1;
             None where in-batch candidates are not used.
     """
 
     count: int
     total: int
+    outside: int = 0
     share: Tensor | None = None
 
-
-def log_weights(population: Population, ids_CN: Tensor, in_batch_C: Tensor, uniform: int) -> Tensor:
-    """Return the log of 1 / expected occurrences of each candidate, so that sampling is unbiased.
-
-    In-batch candidates favour entities with many edges: taken at face value they teach the model
-    that popular entities are wrong answers. Weighted by 1 / (expected occurrences), the sum of
-    exp(score) over the sample estimates the sum over all entities without bias, and the sampled
-    softmax approaches the full one (Bengio and Senécal, IEEE TNN 2008, sec. III). A partition is
-    a random sample of its type, so that its candidates stand for those of the others too.
-
-    Args:
-        population: of the replaced side.
-        ids_CN: candidates, int64.
-        in_batch_C: in-batch candidates of each chunk, float32.
-        uniform: uniform candidates of each chunk.
-
-    Returns:
-        float32 [C, N], or [1, 1] where all weights are equal.
-    """
-    others = math.log(population.total / population.count)
-    if population.share is None:
-        return torch.full((1, 1), others - math.log(uniform / population.count))
-    expected_CN = in_batch_C.unsqueeze(1) * population.share[ids_CN] + uniform / population.count
-    return others - expected_CN.log()
+    @property
+    def scale(self) -> float:
+        """Entities of the type for each one in the loaded partition."""
+        return self.total / self.count
 
 
 def sample_candidates(
@@ -83,7 +75,12 @@ def sample_candidates(
     """Draw shared negatives for every chunk: its own entities if wanted, then uniform ones.
 
     In-batch candidates follow the graph's degrees, uniform ones reach rare entities
-    (Lerer et al., SysML 2019, sec. 4.3).
+    (Lerer et al., SysML 2019, sec. 4.3). Of the uniform ones at most half come from outside.
+
+    In-batch candidates favour entities with many edges: taken at face value they teach the model
+    that popular entities are wrong answers. Weighted by 1 / (expected occurrences), the sum of
+    exp(score) over the sample estimates the sum over all entities without bias, and the sampled
+    softmax approaches the full one (Bengio and Senécal, IEEE TNN 2008, sec. III).
 
     Args:
         true_CP: true entity of each positive, int64.
@@ -93,30 +90,59 @@ def sample_candidates(
         generator: source of randomness.
     """
     chunks = true_CP.shape[0]
-    parts, usable = [], []
-    in_batch = population.share is not None
-    if in_batch:
-        parts.append(true_CP)
-        usable.append(valid_CP)
-    if uniform:
-        drawn_CU = torch.randint(population.count, (chunks, uniform), generator=generator)
-        parts.append(drawn_CU)
-        usable.append(torch.ones_like(drawn_CU, dtype=torch.bool))
-    ids_CN = torch.cat(parts, dim=1)
-    unusable_CN = ~torch.cat(usable, dim=1)
+    outside_CM = None
+    far = min(uniform // 2, round(uniform * (1 - 1 / population.scale)))
+    if population.outside and far:
+        outside_CM = torch.randint(population.outside, (chunks, far), generator=generator)
+        uniform -= far
+    ids_CN = torch.randint(population.count, (chunks, uniform), generator=generator)
+    expected_CN = torch.full(ids_CN.shape, uniform / population.count)
     mask_CPN = ids_CN.unsqueeze(1) == true_CP.unsqueeze(2)
-    if in_batch and not bool(valid_CP.all()):
-        mask_CPN |= unusable_CN.unsqueeze(1)
-    in_batch_C = valid_CP.sum(1).float()
-    return Candidates(ids_CN, mask_CPN, log_weights(population, ids_CN, in_batch_C, uniform))
+    if population.share is not None:
+        ids_CN = torch.cat((true_CP, ids_CN), dim=1)
+        in_batch_C1 = valid_CP.sum(1, keepdim=True).float()
+        expected_CN = in_batch_C1 * population.share[ids_CN] + uniform / population.count
+        own_CPP = true_CP.unsqueeze(1) == true_CP.unsqueeze(2)
+        mask_CPN = torch.cat((own_CPP | ~valid_CP.unsqueeze(1), mask_CPN), dim=2)
+    return _weighted(ids_CN, mask_CPN, outside_CM, -expected_CN.log(), population)
 
 
-def all_candidates(true_CP: Tensor, *, population: Population) -> Candidates:
-    """Return every entity of the partition, the true one masked."""
+def all_candidates(
+    true_CP: Tensor, *, population: Population, outside: int, generator: torch.Generator
+) -> Candidates:
+    """Return every entity of the partition, the true one masked, and some from outside.
+
+    Args:
+        true_CP: true entity of each positive, int64.
+        population: of the replaced side.
+        outside: rows of the reservoir to draw, at most; where it has no more, each is taken once.
+        generator: source of randomness.
+    """
     mask_CPN = torch.zeros((*true_CP.shape, population.count), dtype=torch.bool)
     mask_CPN.scatter_(2, true_CP.unsqueeze(2), True)
-    weight = math.log(population.total / population.count)
-    return Candidates(None, mask_CPN, torch.full((1, 1), weight))
+    outside_CM = None
+    if population.outside and outside:
+        drawn_CM = torch.randint(population.outside, (1, outside), generator=generator)
+        whole_CM = torch.arange(population.outside).unsqueeze(0)
+        outside_CM = whole_CM if population.outside <= outside else drawn_CM
+    return _weighted(None, mask_CPN, outside_CM, torch.zeros(1, population.count), population)
+
+
+def _weighted(
+    ids_CN: Tensor | None,
+    mask_CPN: Tensor,
+    outside_CM: Tensor | None,
+    log_weight_CN: Tensor,
+    population: Population,
+) -> Candidates:
+    """Complete weights that count in the loaded partition to those that count in the graph."""
+    if outside_CM is None:
+        log_weight_CN = log_weight_CN + math.log(population.scale)
+        return Candidates(ids_CN, mask_CPN, None, log_weight_CN, 1.0)
+    others = population.total - population.count
+    far_CM = torch.full(outside_CM.shape, math.log(others / outside_CM.shape[1]))
+    log_weight_CK = torch.cat((log_weight_CN, far_CM), dim=1)
+    return Candidates(ids_CN, mask_CPN, outside_CM, log_weight_CK, population.scale)
 
 
 def mask_known_in_chunk(

@@ -6,16 +6,18 @@ the process that wrote it. Knows nothing of the log or of what is in memory.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote
 
 import torch
+from torch import Tensor
 
 from biggraph.errors import FormatError
 from biggraph.storage import fsops
-from biggraph.storage.files import read_arrays, write_arrays
+from biggraph.storage.files import MappedArrays, read_arrays, write_arrays
 from biggraph.storage.state import InitFacts, PartitionVersion
 from biggraph.storage.table import EmbeddingTable, check_finite, new_table
 from biggraph.types import PartitionKey, mix_seed
@@ -34,6 +36,10 @@ class PartitionStore(Protocol):
 
     def discard(self, saved: PartitionVersion) -> None:
         """Remove a version that a newer one replaced before any commit named it."""
+        ...
+
+    def view(self, key: PartitionKey) -> tuple[str, Tensor]:
+        """Return the chain and the rows of a partition's newest version, to look at only."""
         ...
 
 
@@ -85,6 +91,24 @@ class DiskStore:
         file = write_arrays(self._root, path, arrays, _attributes(table.key, version, table.chain))
         self._newest[table.key] = PartitionVersion(version, file, table.chain)
         return self._newest[table.key]
+
+    def view(self, key: PartitionKey) -> tuple[str, Tensor]:
+        """Return the chain and the rows [count, D] of the newest version; nothing may change them.
+
+        The rows of a saved version are mapped, so that only those looked at are kept in memory.
+
+        Raises:
+            FormatError: the file is damaged.
+            StorageError: the file system refused.
+        """
+        saved = self._newest.get(key)
+        if saved is None:
+            table = initial_table(self._facts, key)
+            return table.chain, table.rows
+        arrays, _ = MappedArrays.open(self._root, saved.file).arrays()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch: the mapping is read-only
+            return saved.chain, torch.from_numpy(arrays["embeddings"])
 
     def discard(self, saved: PartitionVersion) -> None:
         """Remove the file of a version that no commit names.

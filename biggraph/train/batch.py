@@ -99,13 +99,14 @@ class BatchMaker:
         return [batches[i] for i in shuffled]
 
     def populations(
-        self, edges: Edges, sizes: Mapping[tuple[Side, str], tuple[int, int]]
+        self, edges: Edges, sizes: Mapping[tuple[Side, str], tuple[int, int, int]]
     ) -> Populations:
         """Return who can be a candidate, by relation group and replaced side.
 
         Args:
             edges: of one bucket.
-            sizes: entities in the loaded partition and in the whole graph, by (side, entity type).
+            sizes: by (side, entity type): entities in the loaded partition, in the whole graph,
+                and rows of the reservoir.
         """
         group_E = self._model.group_of[torch.from_numpy(edges.rel.astype(np.int64))]
         found = {}
@@ -113,13 +114,13 @@ class BatchMaker:
             for side in self._sides:
                 if (side, group.entity_type(side)) not in sizes:
                     continue  # no edge of this group can be in the bucket
-                count, total = sizes[side, group.entity_type(side)]
+                count, total, outside = sizes[side, group.entity_type(side)]
                 share = None
                 if self._negatives.in_batch:
                     own = getattr(edges, side)[(group_E == group.index).numpy()]
                     ends = torch.bincount(torch.from_numpy(own.astype(np.int64)), minlength=count)
                     share = ends.float() / max(len(own), 1)
-                found[group.index, side] = Population(count, total, share)
+                found[group.index, side] = Population(count, total, outside, share)
         return found
 
     def batches(
@@ -177,7 +178,10 @@ class BatchMaker:
         wanted = self._negatives.in_batch + self._negatives.uniform
         # Fewer entities than candidates: each of them once costs less and is exact.
         if self._negatives.all or wanted >= population.count:
-            return all_candidates(true_CP, population=population)
+            outside = population.outside if self._negatives.all else self._negatives.uniform
+            return all_candidates(
+                true_CP, population=population, outside=outside, generator=generator
+            )
         return sample_candidates(
             true_CP,
             valid_CP,

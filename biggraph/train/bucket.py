@@ -17,6 +17,7 @@ import torch
 from biggraph.errors import DivergenceError, Interrupted
 from biggraph.model.model import Model
 from biggraph.train.batch import Batch, BatchMaker
+from biggraph.train.reservoir import Outside
 from biggraph.train.step import StepSettings, Tables, train_step
 from biggraph.types import Bucket, Edges, mix_seed
 
@@ -76,7 +77,13 @@ class BucketTrainer:
         self._stop.set()
 
     def train(
-        self, epoch: int, bucket: Bucket, tables: Tables, edges: Edges, on_batch: OnBatch
+        self,
+        epoch: int,
+        bucket: Bucket,
+        tables: Tables,
+        outside: Outside,
+        edges: Edges,
+        on_batch: OnBatch,
     ) -> BucketStats:
         """Train every edge of a bucket once.
 
@@ -84,6 +91,7 @@ class BucketTrainer:
             epoch: number of the epoch; with the bucket it seeds order and negatives.
             bucket: to name in errors.
             tables: of the bucket's partitions; rows and state change in place.
+            outside: rows of other partitions to compare with.
             edges: of the bucket.
             on_batch: called with the edges and the mean loss of each batch.
 
@@ -94,8 +102,8 @@ class BucketTrainer:
         seeds = (self._seed, epoch, bucket.lhs, bucket.rhs)
         plan = self._maker.plan(edges, _generator(*seeds, _PLAN_STREAM))
         sizes = {
-            (side, name): (len(table.rows), self._totals[name])
-            for (side, name), table in tables.items()
+            use: (len(table.rows), self._totals[use[1]], len(outside.get(use, ())))
+            for use, table in tables.items()
         }
         populations = self._maker.populations(edges, sizes)
         failed = threading.Event()
@@ -106,7 +114,7 @@ class BucketTrainer:
             generator = _generator(*seeds, worker)
             batches = self._maker.batches(edges, share, populations, generator)
             try:
-                return self._train_share(bucket, tables, batches, failed, on_batch)
+                return self._train_share(bucket, tables, outside, batches, failed, on_batch)
             except BaseException:
                 failed.set()
                 raise
@@ -123,6 +131,7 @@ class BucketTrainer:
         self,
         bucket: Bucket,
         tables: Tables,
+        outside: Outside,
         batches: Iterable[Batch],
         failed: threading.Event,
         on_batch: OnBatch,
@@ -133,7 +142,7 @@ class BucketTrainer:
                 raise Interrupted("stopped; work since the last commit was given up")
             if failed.is_set():
                 break
-            loss = train_step(self._model, self._settings, tables, batch)
+            loss = train_step(self._model, self._settings, tables, outside, batch)
             size = batch.num_edges
             if not math.isfinite(loss):
                 raise DivergenceError(

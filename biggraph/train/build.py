@@ -29,6 +29,7 @@ from biggraph.storage.state import InitFacts
 from biggraph.train.batch import BatchMaker
 from biggraph.train.bucket import BucketTrainer
 from biggraph.train.edges import EdgeReader
+from biggraph.train.reservoir import Reservoir
 from biggraph.train.step import StepSettings
 from biggraph.train.trainer import Plan, ScheduleEpoch, Trainer, Validate
 from biggraph.types import Bucket, PartitionKey, mix_seed
@@ -135,6 +136,7 @@ def _assemble(
         edges=edges,
         schedule=_scheduling(config, needs),
         cache=cache,
+        reservoir=Reservoir(directory.store, graph.schema, config.negatives.reservoir),
         directory=directory,
         bucket_trainer=_bucket_trainer(config, model, graph.schema, threads),
         validate=validate,

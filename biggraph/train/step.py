@@ -4,7 +4,8 @@ This is the definition. Gathered rows are the leaves of autograd, not tables, so
 sparse gradients and no optimizer objects; duplicates inside a batch are gathered once, so their
 gradients are summed before one Adagrad update. It holds the package's only backward pass.
 
-Axes: U distinct rows of a table, C chunks, P positives per chunk, N candidates, D dimension.
+Axes: U distinct rows of a table, C chunks, P positives per chunk, K = N + M candidates of which N
+in the loaded partition and M from outside, D dimension.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from biggraph.model.model import Model
 from biggraph.model.regularizers import n3
 from biggraph.storage.table import EmbeddingTable
 from biggraph.train.batch import Batch
+from biggraph.train.reservoir import Outside
 from biggraph.types import PartitionKey, Side
 
 _ADAGRAD_EPSILON = 1e-10
@@ -84,7 +86,13 @@ class _Leaf:
 class _Rows:
     """The rows of one batch: a leaf for each table in use, and where each user finds its rows."""
 
-    def __init__(self, tables: Tables, batch: Batch) -> None:
+    def __init__(self, tables: Tables, outside: Outside, batch: Batch) -> None:
+        self._candidates = batch.candidates
+        self._outside = {
+            side: outside[side, batch.group.entity_type(side)]
+            for side in batch.candidates
+            if (side, batch.group.entity_type(side)) in outside
+        }
         self._leaves: dict[PartitionKey, _Leaf] = {}
         self._index: dict[tuple[Side, str], Tensor | None] = {}
         wanted: dict[PartitionKey, list[tuple[tuple[Side, str], Tensor | None]]] = {}
@@ -120,8 +128,17 @@ class _Rows:
         return self._select(side, "own")
 
     def candidates(self, side: Side) -> Tensor:
-        """Return the rows of a side's candidates, [C, N, D]."""
-        return self._select(side, "candidates")
+        """Return the rows of a side's candidates, [C, K, D]: N of the partition, M from outside.
+
+        Rows from outside get no gradient; those of the partition get theirs times `row_scale`.
+        """
+        near_CND, drawn = self._select(side, "candidates"), self._candidates[side]
+        if drawn.outside_CM is None:
+            return near_CND
+        far_MD = self._outside[side].index_select(0, drawn.outside_CM.flatten())
+        far_CMD = far_MD.view(*drawn.outside_CM.shape, -1)
+        scaled_CND = drawn.row_scale * near_CND - (drawn.row_scale - 1) * near_CND.detach()
+        return torch.cat((scaled_CND, far_CMD), dim=1)
 
     def _select(self, side: Side, use: str) -> Tensor:
         rows_UD = self._leaves[self._key[side]].rows
@@ -162,19 +179,22 @@ class _Relations:
                 leaf.adagrad_(lr)
 
 
-def train_step(model: Model, settings: StepSettings, tables: Tables, batch: Batch) -> float:
+def train_step(
+    model: Model, settings: StepSettings, tables: Tables, outside: Outside, batch: Batch
+) -> float:
     """Score one batch and move its rows and relation parameters one Adagrad step.
 
     Args:
         model: holds the relation parameters, which change.
         settings: loss, regularization, learning rates.
         tables: by (side, entity type) of the bucket; rows and state change.
+        outside: rows of the reservoir [S, D], by (side, entity type); they do not change.
         batch: edges, negatives and masks.
 
     Returns:
         The loss: weighted mean over edges, summed over replaced sides, without regularization.
     """
-    rows, relations = _Rows(tables, batch), _Relations(model, batch)
+    rows, relations = _Rows(tables, outside, batch), _Relations(model, batch)
     num_edges = batch.num_edges
     loss, penalty = batch_loss(model, settings, batch, rows, relations)
     total = (loss + penalty) / num_edges
@@ -199,14 +219,15 @@ def batch_loss(
         true_CPD = model.candidates_with(batch.group, side, own_CPD, parameters[side])
         # Without reciprocal relations a group is one relation, whose parameters serve all rows.
         shared = {name: value[:1, :1] for name, value in parameters[side].items()}
-        candidates_CND = model.candidates_with(batch.group, side, rows.candidates(side), shared)
+        candidates_CKD = model.candidates_with(batch.group, side, rows.candidates(side), shared)
         positive_CP = model.matched(query_CPD, true_CPD)
-        negative_CPN = model.pairwise(query_CPD, candidates_CND)
+        negative_CPK = model.pairwise(query_CPD, candidates_CKD)
         if settings.corrected:
-            negative_CPN = negative_CPN + candidates.log_weight_CN.unsqueeze(1)
+            negative_CPK = negative_CPK + candidates.log_weight_CK.unsqueeze(1)
         # Every loss has gradient 0 at MASKED, so that filling behind autograd's back is exact.
-        negative_CPN.detach().masked_fill_(candidates.mask_CPN, MASKED)
-        loss = loss + (settings.loss(positive_CP, negative_CPN) * batch.weight_CP).sum()
+        inside = candidates.mask_CPN.shape[2]
+        negative_CPK.detach()[..., :inside].masked_fill_(candidates.mask_CPN, MASKED)
+        loss = loss + (settings.loss(positive_CP, negative_CPK) * batch.weight_CP).sum()
     if settings.n3:
         penalty = settings.n3 * _penalty(model, batch, rows, parameters)
     return loss, penalty

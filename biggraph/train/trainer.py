@@ -20,6 +20,7 @@ from biggraph.storage.run import RunDirectory
 from biggraph.storage.table import EmbeddingTable, advance_chain
 from biggraph.train.bucket import BucketStats, BucketTrainer
 from biggraph.train.edges import EdgeReader
+from biggraph.train.reservoir import Reservoir
 from biggraph.train.step import Tables
 from biggraph.types import Bucket, PartitionKey, Side
 
@@ -96,6 +97,7 @@ class Trainer:
         edges: edges by bucket, one bucket read ahead.
         schedule: makes an epoch's scheduler, given the buckets that are done.
         cache: holds tables.
+        reservoir: rows of partitions that are not loaded.
         directory: the run's log; its state says where to go on.
         bucket_trainer: trains one bucket.
         validate: evaluates the last commit on the validation split, or None.
@@ -110,6 +112,7 @@ class Trainer:
     edges: EdgeReader
     schedule: ScheduleEpoch
     cache: PartitionCache
+    reservoir: Reservoir
     directory: RunDirectory
     bucket_trainer: BucketTrainer
     validate: Validate | None
@@ -176,13 +179,14 @@ class Trainer:
             self.edges.prefetch(following)
             self.cache.prefetch(self.needs[following])
         started = self.clock()
-        stats = self.bucket_trainer.train(
-            epoch, bucket, by_side(bucket, tables), edges, progress.batch
-        )
+        used = by_side(bucket, tables)
+        outside = self.reservoir.outside((side, table.key) for (side, _), table in used.items())
+        stats = self.bucket_trainer.train(epoch, bucket, used, outside, edges, progress.batch)
         self._guard(bucket, stats)
         progress.bucket(stats)
         for table in tables.values():
             table.chain = advance_chain(table.chain, epoch, bucket)
+        self.reservoir.refresh(tables.values())
         self._trained += stats.edges
         seconds = max(self.clock() - started, 1e-9)
         self.metrics.write(

@@ -74,7 +74,7 @@ def test_exactly_the_true_entity_and_padding_are_masked(seed, count, padding, in
     valid = torch.ones(2, 4, dtype=torch.bool)
     if padding:
         valid[1, -padding:] = False
-    population = Population(count, count, torch.full((count,), 1 / count) if in_batch else None)
+    population = Population(count, count, 0, torch.full((count,), 1 / count) if in_batch else None)
     drawn = sample_candidates(
         true, valid, population=population, uniform=uniform, generator=generator
     )
@@ -99,7 +99,9 @@ def test_uniform_candidates_cover_the_partition():
 
 
 def test_all_candidates_mask_only_the_true_entity():
-    drawn = all_candidates(torch.tensor([[2, 0]]), population=Population(4, 4))
+    drawn = all_candidates(
+        torch.tensor([[2, 0]]), population=Population(4, 4), outside=9, generator=torch.Generator()
+    )
     assert drawn.ids_CN is None
     assert drawn.mask_CPN.nonzero().tolist() == [[0, 0, 2], [0, 1, 0]]
 
@@ -110,9 +112,9 @@ def test_known_edges_of_the_chunk_are_masked(seed, whole):
     generator = torch.Generator().manual_seed(seed)
     anchor, rel, true = (torch.randint(3, (2, 5), generator=generator) for _ in range(3))
     valid = torch.ones(2, 5, dtype=torch.bool)
-    population = Population(3, 3, torch.full((3,), 1 / 3))
+    population = Population(3, 3, 0, torch.full((3,), 1 / 3))
     drawn = (
-        all_candidates(true, population=population)
+        all_candidates(true, population=population, outside=0, generator=generator)
         if whole
         else sample_candidates(true, valid, population=population, uniform=3, generator=generator)
     )
@@ -131,9 +133,35 @@ def test_weighted_samples_estimate_the_sum_over_all_entities_without_bias():
     generator = torch.Generator().manual_seed(4)
     degrees = torch.tensor([50.0, 20.0, 5.0, 1.0, 1.0, 1.0])
     values = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
-    population = Population(6, 18, degrees / degrees.sum())
+    population = Population(6, 18, 0, degrees / degrees.sum())
     true = torch.multinomial(degrees, 20_000 * 3, replacement=True, generator=generator)
     true, valid = true.view(20_000, 3), torch.ones(20_000, 3, dtype=torch.bool)
     drawn = sample_candidates(true, valid, population=population, uniform=2, generator=generator)
-    estimate = (drawn.log_weight_CN.exp() * values[drawn.ids_CN]).sum(1).mean()
+    estimate = (drawn.log_weight_CK.exp() * values[drawn.ids_CN]).sum(1).mean()
     assert float(estimate) == pytest.approx(3 * float(values.sum()), rel=0.02)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_candidates_from_outside_stand_for_the_other_partitions(whole):
+    """Inside and outside each estimate their own sum; together the sum over the graph."""
+    generator = torch.Generator().manual_seed(5)
+    near, far = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.arange(8.0) + 1
+    population = Population(4, 12, 8)
+    true, valid = torch.zeros(20_000, 1, dtype=torch.int64), torch.ones(20_000, 1).bool()
+    if whole:
+        drawn = all_candidates(true, population=population, outside=5, generator=generator)
+        ids_CN, outside_CM = torch.arange(4).unsqueeze(0), drawn.outside_CM
+        assert outside_CM.shape == (1, 5)
+    else:
+        drawn = sample_candidates(
+            true, valid, population=population, uniform=6, generator=generator
+        )
+        ids_CN, outside_CM = drawn.ids_CN, drawn.outside_CM
+        assert (ids_CN.shape, outside_CM.shape) == ((20_000, 3), (20_000, 3))
+    assert drawn.row_scale == 3
+    values_CK = torch.cat((near[ids_CN], far[outside_CM]), dim=1)
+    weighted_CK = drawn.log_weight_CK.exp() * values_CK
+    inside = ids_CN.shape[1]
+    assert float(weighted_CK[:, :inside].sum(1).mean()) == pytest.approx(10, rel=0.02)
+    if not whole:
+        assert float(weighted_CK[:, inside:].sum(1).mean()) == pytest.approx(36, rel=0.02)

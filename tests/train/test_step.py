@@ -43,15 +43,17 @@ def is_padding(batch, side, c, n):
 
 def naive_weight(batch, edges, side, c, entity, sizes):
     """How many entities one candidate stands for: 1 / its expected occurrences in the chunk."""
-    count, total = sizes[side, batch.group.entity_type(side)]
+    count, total, outside = sizes[side, batch.group.entity_type(side)]
+    scale = 1 if outside else total / count
     if batch.candidates[side].ids_CN is None:
-        return total / count
+        return scale
     share = np.mean(getattr(edges, side) == entity)
-    expected = int(batch.valid_CP[c].sum()) * share + UNIFORM / count
-    return total / count / expected
+    near = UNIFORM - UNIFORM // 2 if outside else UNIFORM
+    expected = int(batch.valid_CP[c].sum()) * share + near / count
+    return scale / expected
 
 
-def naive_loss(model, batch, loss, vectors, parameters, edges, sizes):
+def naive_loss(model, batch, loss, vectors, parameters, edges, sizes, far_rows):
     """Sum of loss and penalty over valid edges, as float64 autograd scalars from plain formulae.
 
     `vectors[side][offset]` and `parameters[end][name][place]` are float64 leaves.
@@ -111,8 +113,17 @@ def naive_loss(model, batch, loss, vectors, parameters, edges, sizes):
                 kept_n = [
                     n for n, i in enumerate(ids) if i != true and not is_padding(batch, side, c, n)
                 ]
-                negatives = [one(vectors[side][ids[n]]) for n in kept_n]
+                count, everyone, outside = sizes[side, batch.group.entity_type(side)]
+                scale = everyone / count if outside else 1
+                near = [vectors[side][ids[n]] for n in kept_n]
+                near = [scale * row - (scale - 1) * row.detach() for row in near]
+                negatives = [one(row) for row in near]
                 weights = [naive_weight(batch, edges, side, c, ids[n], sizes) for n in kept_n]
+                if outside:
+                    drawn = candidates.outside_CM[c % len(candidates.outside_CM)].tolist()
+                    far = far_rows[side, batch.group.entity_type(side)].double()
+                    negatives += [one(far[i]) for i in drawn]
+                    weights += [(everyone - count) / len(drawn)] * len(drawn)
                 positive = one(ends[side])
                 n = torch.stack(negatives)
                 if loss == "softmax":
@@ -149,8 +160,8 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(map(str, c)))
-@pytest.mark.parametrize("sides", ["both", "lhs"])
-def test_step_equals_the_naive_step(case, sides):
+@pytest.mark.parametrize(("sides", "outside"), [("both", 0), ("lhs", 0), ("both", 9)])
+def test_step_equals_the_naive_step(case, sides, outside):
     operator, comparator, loss, reciprocal, two_types, row_wise, whole, dropout, weighted = case
     generator = torch.Generator().manual_seed(11)
     schema = make_schema(two_types)
@@ -173,7 +184,10 @@ def test_step_equals_the_naive_step(case, sides):
     )
     negatives = NegativesSection(in_batch=3, uniform=UNIFORM, all=whole, sides=sides)
     maker = BatchMaker(model, negatives, batch_size=size, dropout=dropout)
-    sizes = {use: (len(t.rows), 3 * len(t.rows)) for use, t in tables.items()}
+    far_rows = {}
+    if outside:
+        far_rows = {use: torch.randn(9, D, generator=generator) for use in tables}
+    sizes = {use: (len(t.rows), 3 * len(t.rows), outside) for use, t in tables.items()}
     populations = maker.populations(edges, sizes)
     (batch,) = maker.batches(edges, [torch.arange(size)], populations, generator)
 
@@ -184,7 +198,7 @@ def test_step_equals_the_naive_step(case, sides):
         end: {own: model.parameters.values[n].double().requires_grad_() for own, n in by.items()}
         for end, by in names.items()
     }
-    expected = naive_loss(model, batch, loss, vectors, parameters, edges, sizes)
+    expected = naive_loss(model, batch, loss, vectors, parameters, edges, sizes, far_rows)
     expected.backward()
     before = {t.key: (t.rows.numpy().copy(), t.state.numpy().copy()) for t in tables.values()}
     old = {n: (v.numpy().copy(), model.parameters.sums[n].numpy().copy())
@@ -193,7 +207,7 @@ def test_step_equals_the_naive_step(case, sides):
     settings = StepSettings(
         make_loss(loss, margin=0.3, temperature=0.0), loss == "softmax", N3, LR, RELATION_LR
     )
-    train_step(model, settings, tables, batch)
+    train_step(model, settings, tables, far_rows, batch)
 
     for table in tables.values():
         rows, state = before[table.key]
