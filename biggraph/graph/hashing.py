@@ -122,10 +122,11 @@ def _murmur(offsets, data, salts, out_hi, out_lo):  # type: ignore[no-untyped-de
 
 
 class RecentNames:
-    """Remembers names seen a moment ago, so that a frequent name is spilled seldom.
+    """Remembers entities seen a moment ago, so that a frequent name is spilled seldom.
 
-    Compares whole names: two names with equal hashes are both new, and meet in stage two. A slot
-    is one cache line: the length plus one, then the text. Longer names are never remembered.
+    Compares entity types and whole names: two names with equal hashes are both new, and meet in
+    stage two. A slot is one cache line: type and length, then the text. A name too long for that
+    is known by its 128-bit hash, type and length.
     """
 
     WORDS = 8
@@ -135,14 +136,24 @@ class RecentNames:
         """Make room for `slots` names, a power of two above 1."""
         self._slots = np.zeros((slots, self.WORDS), np.uint64)
 
-    def mark_new(self, shard: int, names: pa.Array, hashes: Hashes, new: NDArray[np.bool_]) -> None:
-        """Set `new` where a name of one shard is not remembered, and remember it."""
+    def mark_new(
+        self, shard: int, names: pa.Array, types: IntArray, hashes: Hashes, new: NDArray[np.bool_]
+    ) -> None:
+        """Set `new` where an entity of one shard is not remembered, and remember it.
+
+        Args:
+            shard: which entities to look at, below SHARDS.
+            names: strings, shape [N].
+            types: entity type of each name, below 2^23, shape [N].
+            hashes: of the names.
+            new: mask to change, shape [N].
+        """
         parts = string_parts(names)
-        _mark_new(parts.offsets, parts.data, hashes.lo, np.uint64(shard), self._slots, new)
+        _mark_new(parts.offsets, parts.data, types, *hashes, np.uint64(shard), self._slots, new)
 
 
 @njit(cache=True, nogil=True)
-def _mark_new(offsets, data, lo, shard, slots, new):  # type: ignore[no-untyped-def]
+def _mark_new(offsets, data, types, hi, lo, shard, slots, new):  # type: ignore[no-untyped-def] # noqa: PLR0913
     mask = np.uint64(len(slots) - 1)
     longest = 8 * (slots.shape[1] - 1)
     for i in range(len(lo)):
@@ -150,10 +161,13 @@ def _mark_new(offsets, data, lo, shard, slots, new):  # type: ignore[no-untyped-
             continue
         slot = slots[lo[i] & mask]
         start, length = offsets[i], offsets[i + 1] - offsets[i]
-        new[i] = slot[0] != np.uint64(length + 1)
+        tag = (np.uint64(types[i]) << np.uint64(40)) + np.uint64(length + 1)
+        new[i] = slot[0] != tag
+        slot[0] = tag
         if length > longest:
+            new[i] |= slot[1] != hi[i] or slot[2] != lo[i]
+            slot[1], slot[2] = hi[i], lo[i]
             continue
-        slot[0] = np.uint64(length + 1)
         for k in range(0, length, 8):
             word = _load(data, start + k, min(8, length - k))
             new[i] |= slot[1 + k // 8] != word

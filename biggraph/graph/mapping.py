@@ -63,17 +63,18 @@ class Relations:
         codes = np.empty(len(found), np.int32)
         for k, name in enumerate(found):
             if name not in self._codes:
-                self._add(name, batch, int(np.argmax(index == k)))
+                if self.listed and name not in self.listed:
+                    raise self._unlisted(name, batch.place(int(np.argmax(index == k))))
+                self._add(name)
             codes[k] = self._codes[name]
             self.counts[codes[k]] += int(seen[k])
         return codes[index]
 
-    def _add(self, name: str, batch: Batch, row: int) -> None:
-        if self.listed and name not in self.listed:
-            raise InputError(
-                f'{batch.place(row)}: relation "{name}" is not among [[relations]]'
-                f"{did_you_mean(name, self.listed)}"
-            )
+    def _unlisted(self, name: str, place: str) -> InputError:
+        remedy = did_you_mean(name, self.listed)
+        return InputError(f'{place}: relation "{name}" is not among [[relations]]{remedy}')
+
+    def _add(self, name: str) -> None:
         self._codes[name] = len(self.names)
         self.names.append(name)
         self.counts.append(0)
@@ -134,7 +135,7 @@ class Mapper:
 
         def mark(shard: int) -> None:
             for side, mask in zip(sides, new, strict=True):
-                self._recent.mark_new(shard, side.names, side.hashes, mask)
+                self._recent.mark_new(shard, side.names, side.types, side.hashes, mask)
 
         list(self._threads.map(mark, range(RecentNames.SHARDS)))
         for side, mask in zip(sides, new, strict=True):

@@ -128,12 +128,13 @@ def test_equal_hashes_of_unequal_names_are_found(names, expected):
     assert has_collision(pa.array(names.split()), hashes, sort_order(hashes)) == expected
 
 
-def marked(recent, names, lo=0):
+def marked(recent, names, lo=0, hi=0, types=0):
     """Return the mask of new names, all of which have the same hash."""
-    hashes = Hashes(np.zeros(len(names), np.uint64), np.full(len(names), lo, np.uint64))
+    hashes = Hashes(*(np.broadcast_to(np.uint64(lane), len(names)).copy() for lane in (hi, lo)))
+    types = np.broadcast_to(np.int64(types), len(names)).copy()
     new = np.zeros(len(names), np.bool_)
     for shard in range(RecentNames.SHARDS):
-        recent.mark_new(shard, pa.array(names), hashes, new)
+        recent.mark_new(shard, pa.array(names), types, hashes, new)
     return new.tolist()
 
 
@@ -143,12 +144,23 @@ def test_recent_names_never_confuse_two_names(length):
     names = ["x" * length, "x" * length + "y", "x" * max(0, length - 1) + "z"]
     for lo in (0, 1):
         assert marked(recent, names, lo) == [True] * 3
-        remembered = len(names[-1]) <= 56
-        assert marked(recent, names[-1:], lo) == [not remembered]
+        assert marked(recent, names[-1:], lo) == [False]
 
 
-def test_recent_names_do_not_hold_long_names():
-    assert marked(RecentNames(2), ["x" * 57, "x" * 57]) == [True, True]
+@pytest.mark.parametrize("length", [0, 3, 56, 57, 200])
+def test_recent_names_tell_entity_types_apart(length):
+    recent = RecentNames(2)
+    names = ["x" * length] * 4
+    assert marked(recent, names, types=[0, 1, 1, 0]) == [True, True, False, True]
+
+
+def test_recent_names_know_long_names_by_their_hashes():
+    recent, long = RecentNames(2), "x" * 57
+    assert marked(recent, [long, long]) == [True, False]
+    assert marked(recent, [long + "x"]) == [True]
+    assert marked(recent, [long + "y"], hi=1) == [True]
+    assert marked(recent, [long + "y"], hi=1) == [False]
+    assert marked(recent, [long + "z"], lo=2, hi=1) == [True]  # the same slot
 
 
 @given(st.lists(st.tuples(st.integers(-2, 2), st.integers(-2, 2))), st.integers(0, 2**63 - 1))

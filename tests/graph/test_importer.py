@@ -145,6 +145,18 @@ def test_entity_types_come_from_the_relations(source, build, triples):
         assert graph.names(key)[offset].as_py() == "ann"
 
 
+def test_one_name_in_two_types_is_never_taken_for_seen(tmp_path):
+    """Among so many names, some land with both their types in one place of the memory of names."""
+    names = pa.array(range(60_000))
+    table = pa.table({"head": names, "relation": ["buys"] * 60_000, "tail": names})
+    report = import_graph(
+        table,
+        tmp_path / "g",
+        spec=ImportSpec(relations=[("buys", "user", "item")], memory=1 << 24),
+    )
+    assert report.entities == {"user": 60_000, "item": 60_000}
+
+
 def test_degree_counts_a_self_loop_once_per_edge(source, build):
     graph = build([source([("a", "r", "a"), ("a", "r", "b")])])
     (key, offset), *_ = graph.find("a")
