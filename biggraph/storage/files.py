@@ -23,7 +23,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from biggraph.errors import FormatError
+from biggraph.errors import FormatError, StorageError
 from biggraph.storage import fsops
 
 FORMAT = "biggraph arrays"
@@ -74,21 +74,22 @@ def write_arrays(
         attributes: facts about the file as a whole.
 
     Raises:
-        FileExistsError: the name is taken; the file there is untouched.
-        StorageError: no space, no permission, a failing disk.
+        StorageError: no space, no permission, a failing disk; or the name is taken, then the file
+            there is untouched.
     """
     path = locate(root, relative)
     fsops.make_folder(path.parent)
     fsops.require_space(path.parent, sum(a.nbytes for a in arrays.values()) + _HEADER)
-    with fsops.publish(path) as file:
-        slots = _lay_out(file, arrays, attributes)
-        for name, slot in slots.items():
-            file.seek(slot.offset)
-            for block in _blocks(np.ascontiguousarray(arrays[name], dtype=slot.dtype)):
-                file.write(block)
-        file.flush()
-        digest = _digest(file)
-        size = file.seek(0, os.SEEK_END)
+    try:
+        with fsops.publish(path) as file:
+            _write(file, arrays, attributes)
+            digest = _digest(file)
+            size = file.seek(0, os.SEEK_END)
+    except FileExistsError:
+        raise StorageError(
+            f"{path}: exists already; an earlier attempt to write it failed at its end, or "
+            "another process writes this run; resume the run"
+        ) from None
     return FileRef(relative, digest, size)
 
 
@@ -210,6 +211,16 @@ def _digest(file: io.BufferedReader | io.BufferedRandom) -> str:
 def _blocks(array: NDArray[Any]) -> list[memoryview]:
     view = array.reshape(-1).view(np.uint8).data
     return [view[start : start + _BLOCK] for start in range(0, len(view), _BLOCK)]
+
+
+def _write(
+    file: io.BufferedRandom, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, int | str]
+) -> None:
+    for name, slot in _lay_out(file, arrays, attributes).items():
+        file.seek(slot.offset)
+        for block in _blocks(np.ascontiguousarray(arrays[name], dtype=slot.dtype)):
+            file.write(block)
+    file.flush()
 
 
 def _lay_out(

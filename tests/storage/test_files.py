@@ -78,7 +78,7 @@ def test_views_that_are_not_contiguous_are_written_right(root):
 
 def test_a_taken_name_is_never_overwritten(root):
     ref = write_arrays(root, "taken.h5", ARRAYS, {})
-    with pytest.raises(FileExistsError):
+    with pytest.raises(StorageError, match="exists already"):
         write_arrays(root, "taken.h5", {}, {})
     assert read_arrays(root, ref)[0].keys() == ARRAYS.keys()
 
