@@ -131,9 +131,9 @@ class Checkpoint:
     def verify(self) -> list[str]:
         """Return what is wrong with this run, in words; an empty list if it is sound.
 
-        Opening has replayed the log: every (epoch, bucket) committed once, version chains linear,
-        fences rising, training chains as the log says. This reads every file of the state and of
-        all snapshots: digest, shape, identity, finite values; and compares edges with the graph.
+        Opening has replayed the log: every (epoch, bucket) committed once with all its edges,
+        version chains linear, fences rising, training chains as the log says. This reads every
+        file of the state and of all snapshots: digest, shape, identity, finite values.
         """
         states = {LATEST: _latest(self.state), **self.state.snapshots}
         problems: dict[str, None] = {}
@@ -142,12 +142,6 @@ class Checkpoint:
                 problems |= dict.fromkeys(self._check(saved.file, key, saved))
             if kept.relations is not None:
                 problems |= dict.fromkeys(self._check(kept.relations))
-        expected = sum(self.state.facts.buckets.values())
-        for epoch in range(1, self.state.epoch + 1):
-            if (found := self.state.edges.get(epoch, 0)) != expected:
-                problems[f"epoch {epoch}: {found:,} edges trained, the graph has {expected:,}"] = (
-                    None
-                )
         return list(problems)
 
     def _trained(self, key: PartitionKey, saved: PartitionVersion) -> NDArray[Any]:

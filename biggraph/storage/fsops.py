@@ -24,6 +24,8 @@ from typing import IO
 from biggraph.errors import StorageError
 
 TEMPORARY = ".tmp"  # ending of names that never count
+TEMPORARY_NAME = r"\.[0-9a-f]{12}\.tmp"  # what follows the final name, as a regular expression
+PROBE_NAME = r"probe-[0-9a-f]{12}\.tmp"
 
 Observer = Callable[[str, Path], None]  # told the operation and its path before it happens
 
@@ -81,7 +83,7 @@ def publish(path: Path) -> Iterator[io.BufferedRandom]:
         FileExistsError: another file has that name; it is untouched.
         StorageError: the file system refused.
     """
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}{TEMPORARY}")
+    temporary = _temporary(path)
     try:
         with operation("write", temporary), temporary.open("xb+") as file:
             yield file
@@ -96,9 +98,17 @@ def publish(path: Path) -> Iterator[io.BufferedRandom]:
     sync_folder(path.parent)
 
 
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}{TEMPORARY}")
+
+
 def _link(temporary: Path, path: Path) -> None:
     try:
         os.link(temporary, path)
+    except FileNotFoundError:
+        raise StorageError(
+            f"{temporary}: gone before it had its final name; another process has cleaned up here"
+        ) from None
     except OSError as error:
         if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
             raise StorageError(
@@ -131,7 +141,7 @@ def replace(path: Path, data: bytes) -> None:
     Raises:
         StorageError: the file system refused.
     """
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}{TEMPORARY}")
+    temporary = _temporary(path)
     try:
         with operation("write", temporary), temporary.open("xb") as file:
             file.write(data)
@@ -198,10 +208,20 @@ def read_file(path: Path) -> bytes:
 
 
 def list_files(folder: Path) -> list[Path]:
-    """Return every file below a folder, sorted; none where the folder is missing."""
+    """Return every file below a folder, sorted; none where the folder is missing.
+
+    Raises:
+        StorageError: a folder cannot be read.
+    """
     with operation("list", folder):
-        found = [Path(top) / name for top, _, names in os.walk(folder) for name in names]
+        walk = os.walk(folder, onerror=_refuse_unreadable)
+        found = [Path(top) / name for top, _, names in walk for name in names]
     return sorted(found)
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def list_names(folder: Path) -> list[str]:
@@ -216,11 +236,12 @@ def unlink(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def remove_folder(folder: Path) -> None:
-    """Remove a folder that holds nothing but empty folders, if it is there."""
+def remove_empty_folders(folder: Path) -> None:
+    """Remove a folder and those below it, as far as they hold no file."""
     with operation("remove folder", folder):
-        for top, _, _ in os.walk(folder, topdown=False):
-            os.rmdir(top)
+        for top, _, _ in os.walk(folder, topdown=False, onerror=_refuse_unreadable):
+            if not os.listdir(top):
+                os.rmdir(top)
 
 
 def require_space(folder: Path, size: int) -> None:

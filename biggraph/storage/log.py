@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,19 @@ def append(folder: Path, record: Record) -> None:
         )
 
 
+def begin_anew(folder: Path, later: Sequence[Path], first: Record) -> None:
+    """Put another record in the place of the first, after removing the later ones, last to first.
+
+    At every moment the folder holds a log, so this can be interrupted.
+
+    Raises:
+        StorageError: the file system refused.
+    """
+    for path in reversed(later):
+        fsops.unlink(path)
+    fsops.replace(record_path(folder, first.number), encode(first))
+
+
 def replay(folder: Path) -> list[Record]:
     """Return every record, in order; files with other names do not count.
 
@@ -60,7 +74,8 @@ def replay(folder: Path) -> list[Record]:
         FormatError: a record is missing, damaged or of another version; names it.
         StorageError: the file system refused.
     """
-    paths = [p for p in fsops.list_files(folder) if re.fullmatch(r"\d{8,}", p.name)]
+    files = [p for p in fsops.list_files(folder) if p.parent == folder]
+    paths = [p for p in files if re.fullmatch(r"\d{8,}", p.name)]
     records = []
     for number, path in enumerate(sorted(paths, key=lambda p: int(p.name))):
         if path != record_path(folder, number):

@@ -23,9 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from biggraph.config import Config
-from biggraph.errors import FormatError, InputError, StorageError
-from biggraph.storage import fsops, lock, log
+from biggraph.errors import ConfigError, FormatError, InputError, StorageError
+from biggraph.storage import fsops, layout, lock, log
 from biggraph.storage.files import Arrays, FileRef, locate, read_arrays, write_arrays
+from biggraph.storage.layout import CONFIG, FOLDERS, METRICS
 from biggraph.storage.lock import RunLock
 from biggraph.storage.state import (
     Commit,
@@ -36,17 +37,12 @@ from biggraph.storage.state import (
     Named,
     PartitionVersion,
     Reconfigured,
+    Resumed,
     RunState,
     dump_body,
 )
 from biggraph.storage.store import DiskStore
 from biggraph.types import Bucket, PartitionKey
-
-CONFIG = "config.json"
-METRICS = "metrics.jsonl"
-FOLDERS = ("log", "parts", "relations")
-_OWN = {*FOLDERS, CONFIG, METRICS, lock.NAME}
-_FILE_NAME = re.compile(r"(?:v(\d+)-)?f(\d+)\.h5")
 
 
 class RunDirectory:
@@ -75,24 +71,54 @@ class RunDirectory:
         """
         path = Path(path)
         fsops.make_folder(path)
-        run_lock = _claim(path)
+        _require_vacant(path)
+        run_lock = RunLock.acquire(path)
         try:
-            for name in FOLDERS:
-                fsops.make_folder(path / name)
-            fsops.check_put_if_absent(path)
-            fsops.replace(path / CONFIG, config.to_json().encode())
-            body = dump_body("init", Init(facts, config.to_json()))
-            first = log.Record(0, "init", body)
-            state = RunState.begin(first)
+            _require_vacant(path)  # another process may have begun a run meanwhile
+            _prepare(path, config)
+            first = _first_record(config, facts)
             log.append(path / "log", first)
+            return cls(path, RunState.begin(first), 1, run_lock)
         except BaseException:
             run_lock.release()
             raise
-        return cls(path, state, 1, run_lock)
+
+    @classmethod
+    def recreate(cls, path: str | Path, config: Config, facts: InitFacts) -> RunDirectory:
+        """Remove the run in a folder and begin another; files that are not the run's stay.
+
+        The folder holds a run at every moment, so an interrupted call can be repeated.
+
+        Raises:
+            FormatError: not a run; nothing is removed.
+            StorageError: another process writes it, or the file system refused.
+        """
+        path = Path(path)
+        require_run(path)
+        run_lock = RunLock.acquire(path)
+        try:
+            fence = (
+                layout.highest_fence(path) + 1
+            )  # readers of the old run never meet its names again
+            _prepare(path, config)
+            fsops.unlink(path / METRICS)
+            first = _first_record(config, facts)
+            later = [p for p in layout.records(path) if p != log.record_path(path / "log", 0)]
+            log.begin_anew(path / "log", later, first)
+            run = cls(path, RunState.begin(first), fence, run_lock)
+            run._clean_up()
+            fsops.remove_empty_folders(path / "parts")
+        except BaseException:
+            run_lock.release()
+            raise
+        return run
 
     @classmethod
     def resume(cls, path: str | Path) -> RunDirectory:
-        """Go on with a run: replay its log, remove what no record names.
+        """Go on with a run: replay its log, say so in it, remove what no record names.
+
+        What another process writes meanwhile, where locks do not keep it away, is removed only
+        after the record that makes its next one fail.
 
         Raises:
             FormatError: not a run, or damaged; names the file.
@@ -106,12 +132,12 @@ class RunDirectory:
             for ref in state.files():
                 _require_file(path, ref)
             fsops.check_put_if_absent(path)
+            fence = max(state.fence, layout.highest_fence(path)) + 1
+            # Another writer has used no fence above `fence`, so none of its names either.
+            run = cls(path, state, fence + 1, run_lock)
+            run._append("resumed", Resumed(fence))
             fsops.replace(path / CONFIG, state.config.encode())
-            names = [_FILE_NAME.fullmatch(p.name) for p in _data_files(path)]
-            fence = max([state.fence, *(int(m[2]) for m in names if m)]) + 1
-            run = cls(path, state, fence, run_lock)
-            run.collect_garbage()
-            _remove_temporaries(path)
+            run._clean_up()
         except BaseException:
             run_lock.release()
             raise
@@ -164,7 +190,8 @@ class RunDirectory:
 
         Raises:
             FormatError: the commit contradicts the log, a defect of the caller; nothing counts.
-            StorageError: the file system refused; resume to learn whether the commit counts.
+            StorageError: the file system refused, or another process has gone on with the run;
+                resume to learn whether the commit counts.
         """
         fence = self.store.fence
         arrays = {name: np.asarray(array) for name, array in relations.items()}
@@ -174,6 +201,8 @@ class RunDirectory:
             for key, saved in partitions.items()
         )
         body = Commit(fence, epoch, tuple(buckets), heads, file, edges, dict(stats))
+        for ref in (file, *(saved.file for saved in partitions.values())):
+            _require_unremoved(self.path / ref.path)
         self._append("commit", body)
         self.store.fence = fence + 1
 
@@ -207,7 +236,7 @@ class RunDirectory:
         committed = {(self.path / s.file.path).parent: s.version for s in self.state.heads.values()}
         garbage = [
             path
-            for path in _data_files(self.path)
+            for path in layout.data_files(self.path)
             if path not in named and not self._in_flight(path, committed.get(path.parent, 0))
         ]
         for path in garbage:
@@ -229,9 +258,15 @@ class RunDirectory:
     ) -> None:
         self.close()
 
+    def _clean_up(self) -> None:
+        """Remove what earlier processes left behind."""
+        self.collect_garbage()
+        for file in layout.temporaries(self.path):
+            fsops.unlink(file)
+
     def _in_flight(self, path: Path, committed: int) -> bool:
         """Tell whether this process wrote a file after the last commit, or is writing it."""
-        match = _FILE_NAME.fullmatch(path.name)
+        match = layout.FILE_NAME.fullmatch(path.name)
         if match is None or match[1] is None:
             return path.name.endswith(fsops.TEMPORARY)
         return int(match[2]) >= self._first_fence and int(match[1]) > committed
@@ -241,6 +276,23 @@ class RunDirectory:
         state = self.state.apply(record)  # refuses before anything is written
         log.append(self.path / "log", record)
         self.state = state
+
+
+def check_claimable(path: str | Path) -> None:
+    """Refuse a folder in which no run can be begun, resumed or begun anew; touches nothing.
+
+    A folder with a run may hold any other files. One without may hold nothing, or what a failed
+    beginning left. Whether another process writes there shows only when it is locked.
+
+    Raises:
+        StorageError: it holds something else, is a file, or the file system refused.
+    """
+    path = Path(path)
+    existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not existing.is_dir():
+        raise StorageError(f"{existing}: is a file; give the path of a folder")
+    if path.exists() and not is_run(path):
+        _require_vacant(path)
 
 
 def is_run(path: str | Path) -> bool:
@@ -281,46 +333,61 @@ def remove_run(path: str | Path) -> None:
     require_run(path)
     run_lock = RunLock.acquire(path)
     try:
-        for name in ("parts", "relations"):
-            for file in fsops.list_files(path / name):
-                fsops.unlink(file)
-        for file in [path / CONFIG, path / METRICS, *reversed(fsops.list_files(path / "log"))]:
+        others = [*layout.data_files(path), *layout.temporaries(path)]
+        for file in [*others, path / CONFIG, path / METRICS, *reversed(layout.records(path))]:
             fsops.unlink(file)
         for name in FOLDERS:
-            fsops.remove_folder(path / name)
+            fsops.remove_empty_folders(path / name)
     finally:
         run_lock.release()
 
 
-def _claim(path: Path) -> RunLock:
-    """Lock a folder for a new run, refusing one that holds anything but a failed beginning."""
+def _require_vacant(path: Path) -> None:
+    """Refuse a folder that holds anything but a failed beginning."""
     if is_run(path):
         raise StorageError(
             f"{path}: holds a run already; resume it, begin anew with --restart, or choose "
             "another checkpoint.path"
         )
-    names = [n for n in fsops.list_names(path) if not n.endswith(fsops.TEMPORARY)]
-    foreign = [n for n in names if n not in _OWN] or [p.name for p in _data_files(path)]
-    if foreign:
-        raise StorageError(
-            f"{path}: holds something else ({foreign[0]}); choose an empty or a new folder for "
-            "checkpoint.path"
-        )
-    return RunLock.acquire(path)
+    for file in sorted(set(layout.all_files(path)) - set(layout.temporaries(path))):
+        if not _left_by_beginning(path, file):
+            raise StorageError(
+                f"{path}: holds something else ({file.relative_to(path)}); choose an empty or a "
+                "new folder for checkpoint.path"
+            )
 
 
-def _data_files(path: Path) -> list[Path]:
-    return fsops.list_files(path / "parts") + fsops.list_files(path / "relations")
+def _left_by_beginning(path: Path, file: Path) -> bool:
+    if file == path / lock.NAME:
+        return RunLock.is_own(file)
+    if file != path / CONFIG or not file.is_file():
+        return False
+    text = fsops.read_file(file).decode(errors="replace")
+    try:
+        return Config.from_json(text, str(file)).to_json() == text
+    except ConfigError:
+        return False
 
 
-def _remove_temporaries(path: Path) -> None:
-    top = [path / name for name in fsops.list_names(path)]
-    for file in [*top, *fsops.list_files(path / "log"), *_data_files(path)]:
-        if file.name.endswith(fsops.TEMPORARY):
-            fsops.unlink(file)
+def _prepare(path: Path, config: Config) -> None:
+    for name in FOLDERS:
+        fsops.make_folder(path / name)
+    fsops.check_put_if_absent(path)
+    fsops.replace(path / CONFIG, config.to_json().encode())
+
+
+def _first_record(config: Config, facts: InitFacts) -> log.Record:
+    return log.Record(0, "init", dump_body("init", Init(facts, config.to_json())))
 
 
 def _require_file(path: Path, ref: FileRef) -> None:
     file = locate(path, ref.path)
     if not file.is_file():
         raise FormatError(f"{file}: missing; restore it from a copy, or begin the run anew")
+
+
+def _require_unremoved(file: Path) -> None:
+    if not file.is_file():
+        raise StorageError(
+            f"{file}: gone before it was committed; another process has gone on with this run"
+        )

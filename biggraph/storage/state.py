@@ -95,6 +95,13 @@ class Reconfigured:
 
 
 @dataclass(frozen=True, slots=True)
+class Resumed:
+    """Record kind "resumed": another process writes from here on, with fences above this one."""
+
+    fence: Natural
+
+
+@dataclass(frozen=True, slots=True)
 class Commit:
     """Record kind "commit": these buckets are trained, and this is what came of them."""
 
@@ -147,7 +154,7 @@ class RunState:
         facts: what never changes.
         config: the configuration as JSON.
         number: of the next log record.
-        fence: the highest that a commit has used.
+        fence: the highest that a commit or a start has used.
         epoch: epochs completed; the one in training is `epoch + 1`.
         done: buckets of the epoch in training that are committed, in training order.
         heads: newest committed version of each partition that was ever trained.
@@ -241,6 +248,7 @@ def _apply_commit(state: RunState, commit: Commit, record: Record) -> RunState:
             raise _refused(record, f"partition {head.key} does not follow its last version")
         heads[head.key] = head.saved
     _check_chains(state, heads, commit, record)
+    _check_edges(state, commit, record)
     done, epoch = (*state.done, *commit.buckets), commit.epoch
     if len(done) == len(state.facts.buckets):
         done, completed = (), epoch
@@ -259,8 +267,7 @@ def _apply_commit(state: RunState, commit: Commit, record: Record) -> RunState:
 
 
 def _check_progress(state: RunState, commit: Commit, record: Record) -> None:
-    if commit.fence <= state.fence:
-        raise _refused(record, f"fence {commit.fence} is not above {state.fence}")
+    _check_fence(state, commit.fence, record)
     if commit.epoch != state.epoch + 1:
         raise _refused(record, f"epoch {commit.epoch} while epoch {state.epoch + 1} is in training")
     seen = set(state.done)
@@ -291,6 +298,22 @@ def _check_chains(
             )
 
 
+def _check_edges(state: RunState, commit: Commit, record: Record) -> None:
+    expected = sum(state.facts.buckets[bucket] for bucket in commit.buckets)
+    if commit.edges != expected:
+        raise _refused(record, f"{commit.edges:,} edges trained, its buckets have {expected:,}")
+
+
+def _apply_resumed(state: RunState, resumed: Resumed, record: Record) -> RunState:
+    _check_fence(state, resumed.fence, record)
+    return replace(state, fence=resumed.fence)
+
+
+def _check_fence(state: RunState, fence: int, record: Record) -> None:
+    if fence <= state.fence:
+        raise _refused(record, f"fence {fence} is not above {state.fence}")
+
+
 def _apply_evaluation(state: RunState, evaluation: Evaluation, record: Record) -> RunState:
     return replace(state, evaluations=(*state.evaluations, evaluation))
 
@@ -311,6 +334,7 @@ def _refused(record: Record, reason: str) -> FormatError:
 _KINDS: dict[str, TypeAdapter[Any]] = {
     "init": TypeAdapter(Init),
     "config": TypeAdapter(Reconfigured),
+    "resumed": TypeAdapter(Resumed),
     "commit": TypeAdapter(Commit),
     "evaluation": TypeAdapter(Evaluation),
     "snapshot": TypeAdapter(Named),
@@ -318,6 +342,7 @@ _KINDS: dict[str, TypeAdapter[Any]] = {
 
 _APPLY: dict[type, Callable[[RunState, Any, Record], RunState]] = {
     Reconfigured: _apply_config,
+    Resumed: _apply_resumed,
     Commit: _apply_commit,
     Evaluation: _apply_evaluation,
     Named: _apply_snapshot,

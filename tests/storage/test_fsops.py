@@ -67,7 +67,7 @@ def test_folders_are_made_listed_and_removed(tmp_path):
     assert fsops.list_files(tmp_path / "none") == []
     fsops.unlink(tmp_path / "x/y/a")
     fsops.unlink(tmp_path / "x/y/a")
-    fsops.remove_folder(tmp_path / "x")
+    fsops.remove_empty_folders(tmp_path / "x")
     assert names(tmp_path) == []
 
 
@@ -111,3 +111,20 @@ def test_a_full_file_system_in_earnest(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert names(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_read_is_not_an_empty_one(tmp_path, monkeypatch):
+    def refuse(folder):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(StorageError, match=f"{tmp_path}: cannot list: Permission denied"):
+        fsops.list_files(tmp_path)
+
+
+def test_folders_that_hold_files_stay(tmp_path):
+    (tmp_path / "x/empty").mkdir(parents=True)
+    (tmp_path / "x/full").mkdir()
+    (tmp_path / "x/full/a").write_text("")
+    fsops.remove_empty_folders(tmp_path / "x")
+    assert names(tmp_path / "x") == ["full"]
