@@ -6,7 +6,6 @@ the memory; results are raw columns on disk that later stages map or read in blo
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,8 +75,8 @@ class EntityFiles:
         if not self.count:
             return np.zeros(0, np.uint32)
         if not path.exists():
-            disk.append(path, [])
-            os.truncate(path, 4 * self.count)
+            with path.open("xb") as file:
+                disk.reserve(file.fileno(), 4 * self.count)
         return np.memmap(path, np.uint32, "r+")
 
     def batch(self) -> pa.RecordBatch:

@@ -42,6 +42,16 @@ def write(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def reserve(descriptor: int, size: int) -> None:
+    """Take room on the disk for the first `size` bytes of a file.
+
+    What writes to it later, HDF5 or a memory map, cannot report a full disk; this can.
+    """
+    before_operation("reserve")
+    if size:
+        os.posix_fallocate(descriptor, 0, size)
+
+
 def make_tree_durable(root: Path) -> None:
     """Wait until the disk has all files and folders below a folder, and itself."""
     found = [Path(folder, name) for folder, _, names in os.walk(root) for name in [*names, "."]]
