@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -22,8 +22,9 @@ from biggraph.graph.importer import import_graph as import_sources
 from biggraph.graph.spec import ImportReport, ImportSpec
 from biggraph.log import Reporter
 from biggraph.storage.checkpoint import Checkpoint
-from biggraph.train.build import build, required_paths
-from biggraph.train.trainer import Trainer, TrainResult
+from biggraph.train.build import build
+from biggraph.train.checks import required_paths
+from biggraph.train.trainer import Trainer, TrainResult, Validate
 
 Candidates = Literal["all"] | int
 
@@ -181,15 +182,16 @@ def _config(config: Config | str | Path, overrides: Sequence[str] = ()) -> Confi
     return load_config(config, overrides)
 
 
-def _validation(config: Config) -> Any:
+def _validation(config: Config) -> Validate:
     """Return a function that evaluates the last commit as the run file's [eval] says."""
     _, path = required_paths(config)
     section = config.eval
     settings = Settings("valid", section.filtered, section.candidates, section.edges)
 
-    def validate() -> dict[str, Any]:
+    def validate(on_progress: Callable[[int, int], None]) -> dict[str, Any]:
         checkpoint = Checkpoint.open(path, "latest")
-        return evaluation.evaluate(checkpoint, graph_of(checkpoint), settings).to_dict()
+        graph = graph_of(checkpoint)
+        return evaluation.evaluate(checkpoint, graph, settings, on_progress=on_progress).to_dict()
 
     return validate
 
@@ -201,7 +203,6 @@ def _stopping_on_signals(trainer: Trainer) -> Iterator[None]:
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
-        del number, frame
         trainer.stop()
 
     old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -36,7 +36,11 @@ def parse_size(value: object) -> int:
     (1073741824, 2000000, 7)
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(value).strip())
-    if not match or match[2].upper() not in _SIZES or float(match[1]) <= 0:
+    if (
+        not match
+        or match[2].upper() not in _SIZES
+        or float(match[1]) * _SIZES[match[2].upper()] < 1
+    ):
         raise ValueError(f'expected a size such as "1GiB" or "500MB", found {value!r}')
     return int(float(match[1]) * _SIZES[match[2].upper()])
 
@@ -56,20 +60,37 @@ def parse_duration(value: object) -> float:
     return float(match[1]) * _TIMES[match[2]]
 
 
+def parse_candidates(value: object) -> Literal["all"] | int:
+    """Return "all" or a number of candidates from 7, "7" or "all".
+
+    Raises:
+        ValueError: neither.
+
+    >>> parse_candidates("all"), parse_candidates("50")
+    ('all', 50)
+    """
+    if value == "all":
+        return "all"
+    if isinstance(value, bool) or not str(value).isdecimal() or int(str(value)) < 1:
+        raise ValueError(f'expected "all" or a number from 1, found {value!r}')
+    return int(str(value))
+
+
 ByteSize = Annotated[int, BeforeValidator(parse_size)]
 Duration = Annotated[float, BeforeValidator(parse_duration)]
+Candidates = Annotated[Literal["all"] | int, BeforeValidator(parse_candidates)]
 
 
 class Section(BaseModel):
     """A part of the run file: unknown keys are refused, values cannot change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class GraphSection(Section):
     """Which graph to train on."""
 
-    path: Path = Field(description="graph directory made by `biggraph import`")
+    path: Path = Field(strict=False, description="graph directory made by `biggraph import`")
 
 
 class EntityConfig(Section):
@@ -129,7 +150,7 @@ class NegativesSection(Section):
     uniform: int = Field(1000, ge=0, description="uniform negatives for each chunk and side")
     all: bool = Field(False, description="every entity of the loaded partition instead")
     reservoir: int = Field(
-        20_000, ge=0, description="rows of partitions not loaded, for each type; half of uniform"
+        20_000, ge=0, description="rows of other partitions kept in memory as candidates"
     )
     sides: Literal["both", "lhs", "rhs"] = Field("both", description="which side to corrupt")
     filter_chunk: bool = Field(False, description="mask negatives that are true in the same chunk")
@@ -138,7 +159,7 @@ class NegativesSection(Section):
 class RegularizerSection(Section):
     """What keeps embeddings small or robust."""
 
-    n3: float = Field(0.0, ge=0, description="weight of the cubed 3-norm (moduli if complex)")
+    n3: float = Field(0.05, ge=0, description="weight of the cubed 3-norm (moduli if complex)")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of query coordinates set to 0")
 
 
@@ -162,9 +183,13 @@ class TrainSection(Section):
     bucket_order: Literal["inside_out", "outside_in", "random", "affinity"] = Field(
         "inside_out", description="in which order buckets are trained"
     )
-    commit_every: Duration = Field(300.0, description="longest time between two commits")
+    commit_every: Duration = Field(
+        300.0, description="commit after the bucket that passes this time, and each epoch"
+    )
     memory: ByteSize | None = Field(None, description="budget for tables; default: half of free")
-    loss_spike: float = Field(5.0, gt=1, description="stop at this multiple of the untrained loss")
+    loss_spike: float = Field(
+        5.0, ge=0, description="stop at this multiple of the untrained loss; 0: never"
+    )
 
 
 class EvalSection(Section):
@@ -173,16 +198,14 @@ class EvalSection(Section):
     every: int = Field(0, ge=0, description="epochs between evaluations; 0: none")
     patience: int = Field(0, ge=0, description="evaluations without gain before stopping; 0: off")
     filtered: bool = Field(True, description="leave known true edges out of the candidates")
-    candidates: Literal["all"] | Annotated[int, Field(ge=1)] = Field(
-        "all", description="all entities or a number of sampled ones"
-    )
+    candidates: Candidates = Field("all", description='"all" entities, or a number of sampled ones')
     edges: int | None = Field(None, ge=1, description="evaluate this many edges; default: all")
 
 
 class CheckpointSection(Section):
     """Where the run is kept."""
 
-    path: Path = Field(description="run directory: log, partitions, metrics")
+    path: Path = Field(strict=False, description="run directory: log, partitions, metrics")
 
 
 class Config(Section):
@@ -216,6 +239,10 @@ class Config(Section):
                 "loss.adversarial_temperature: softmax weighs its negatives already; "
                 "use it with logistic or ranking"
             )
+        for key, loss in (("margin", "ranking"), ("correct_sampling", "softmax")):
+            default = LossSection.model_fields[key].default
+            if self.loss.name != loss and getattr(self.loss, key) != default:
+                raise ValueError(f"loss.{key} has no effect with {self.loss.name}; leave it out")
         names = [relation.name for relation in self.relations]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -252,7 +279,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             type, or values do not go together. The message names key, value and remedy.
     """
     try:
-        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        data = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such run file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -309,7 +336,9 @@ def _validate(data: dict[str, Any], source: str) -> Config:
 
 def _explain(detail: dict[str, Any], data: dict[str, Any]) -> str:
     """Turn one pydantic error into "key = value: what is wrong; remedy"."""
-    loc = [str(part) for part in detail["loc"] if not str(part).startswith(("function", "literal"))]
+    loc = [
+        str(part) for part in detail["loc"] if not str(part).startswith(("function-", "literal["))
+    ]
     if loc and loc[-1] in ("int", "constrained-int"):
         loc.pop()
     where = ".".join(loc)

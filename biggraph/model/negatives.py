@@ -100,11 +100,12 @@ def sample_candidates(
     mask_CPN = ids_CN.unsqueeze(1) == true_CP.unsqueeze(2)
     if population.share is not None:
         ids_CN = torch.cat((true_CP, ids_CN), dim=1)
-        in_batch_C1 = valid_CP.sum(1, keepdim=True).float()
-        expected_CN = in_batch_C1 * population.share[ids_CN] + uniform / population.count
+        # A positive's own place in the chunk is masked: the others are one fewer.
+        others_C1 = valid_CP.sum(1, keepdim=True).float() - 1
+        expected_CN = others_C1 * population.share[ids_CN] + uniform / population.count
         own_CPP = true_CP.unsqueeze(1) == true_CP.unsqueeze(2)
         mask_CPN = torch.cat((own_CPP | ~valid_CP.unsqueeze(1), mask_CPN), dim=2)
-    return _weighted(ids_CN, mask_CPN, outside_CM, -expected_CN.log(), population)
+    return _weighted(ids_CN, mask_CPN, outside_CM, -expected_CN.clamp_min(1e-9).log(), population)
 
 
 def all_candidates(
@@ -146,7 +147,7 @@ def _weighted(
 
 
 def mask_known_in_chunk(
-    candidates: Candidates, anchor_CP: Tensor, rel_CP: Tensor, true_CP: Tensor
+    candidates: Candidates, anchor_CP: Tensor, rel_CP: Tensor, true_CP: Tensor, valid_CP: Tensor
 ) -> Candidates:
     """Mask candidates that another edge of the chunk with the same anchor and relation makes true.
 
@@ -155,10 +156,12 @@ def mask_known_in_chunk(
         anchor_CP: the other end of each positive, int64.
         rel_CP: relations, int64.
         true_CP: entity on the replaced side, int64.
+        valid_CP: bool, False at padding, which is no edge.
     """
     same_CPP = (anchor_CP.unsqueeze(1) == anchor_CP.unsqueeze(2)) & (
         rel_CP.unsqueeze(1) == rel_CP.unsqueeze(2)
     )
+    same_CPP &= valid_CP.unsqueeze(1) & valid_CP.unsqueeze(2)
     chunk_C, p_C, q_C = torch.nonzero(same_CPP, as_tuple=True)
     others = p_C != q_C
     chunk_C, p_C, q_C = chunk_C[others], p_C[others], q_C[others]

@@ -162,7 +162,7 @@ class BatchMaker:
             population = populations[group.index, side]
             drawn = self._draw(ids[side], valid_CP, population, generator)
             if self._negatives.filter_chunk:
-                drawn = mask_known_in_chunk(drawn, ids[side.other], place_CP, ids[side])
+                drawn = mask_known_in_chunk(drawn, ids[side.other], place_CP, ids[side], valid_CP)
             candidates[side] = drawn
         weight_CP = _padded(weight, chunks, chunk)
         keep = self._keep(chunks, chunk, generator)

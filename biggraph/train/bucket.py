@@ -34,12 +34,12 @@ class BucketStats:
     Args:
         edges: edges trained.
         loss: mean loss of an edge, summed over replaced sides, without regularization.
-        first_loss: the same of the first batch alone.
+        untrained: what the same edges lose, with their weights, before anything is learned.
     """
 
     edges: int
     loss: float
-    first_loss: float
+    untrained: float
 
 
 class BucketTrainer:
@@ -52,6 +52,8 @@ class BucketTrainer:
         threads: worker threads, each with one core of torch.
         seed: of the run.
         totals: entities of each type in the whole graph.
+        untrained: loss of an edge of weight 1 before training, by index of its relation group;
+            groups that are missing are measured at their first batch.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class BucketTrainer:
         threads: int,
         seed: int,
         totals: Mapping[str, int],
+        untrained: dict[int, float],
     ) -> None:
         self._model = model
         self._settings = settings
@@ -70,6 +73,7 @@ class BucketTrainer:
         self._threads = threads
         self._seed = seed
         self._totals = totals
+        self.untrained = untrained
         self._stop = threading.Event()
 
     def stop(self) -> None:
@@ -119,13 +123,17 @@ class BucketTrainer:
                 failed.set()
                 raise
 
+        caller_threads = torch.get_num_threads()
         with ThreadPoolExecutor(self._threads, thread_name_prefix="train") as pool:
             futures = [pool.submit(work, worker) for worker in range(self._threads)]
             wait(futures, return_when=FIRST_EXCEPTION)
+        # Workers set torch's default for threads to come; the caller's own ones need theirs back.
+        torch.set_num_threads(caller_threads)
         done = [future.result() for future in futures]
         total = sum(share.edges for share in done)
         loss = sum(share.loss * share.edges for share in done) / max(total, 1)
-        return BucketStats(total, loss, done[0].first_loss)
+        untrained = sum(share.untrained * share.edges for share in done) / max(total, 1)
+        return BucketStats(total, loss, untrained)
 
     def _train_share(
         self,
@@ -136,7 +144,7 @@ class BucketTrainer:
         failed: threading.Event,
         on_batch: OnBatch,
     ) -> BucketStats:
-        trained, loss_sum, first_loss = 0, 0.0, 0.0
+        trained, loss_sum, untrained_sum = 0, 0.0, 0.0
         for batch in batches:
             if self._stop.is_set():
                 raise Interrupted("stopped; work since the last commit was given up")
@@ -149,11 +157,14 @@ class BucketTrainer:
                     f"bucket {bucket}: the loss became {loss}; the last commit is kept. "
                     "Lower optimizer.lr, or raise regularizer.n3, and run again"
                 )
-            first_loss = loss if trained == 0 else first_loss
+            weight = float(batch.weight_CP.sum()) / size
+            if weight:
+                reference = self.untrained.setdefault(batch.group.index, loss / weight)
+                untrained_sum += reference * weight * size
             trained += size
             loss_sum += loss * size
             on_batch(size, loss)
-        return BucketStats(trained, loss_sum / max(trained, 1), first_loss)
+        return BucketStats(trained, loss_sum / max(trained, 1), untrained_sum / max(trained, 1))
 
 
 def _generator(*seed: int) -> torch.Generator:

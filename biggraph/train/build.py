@@ -6,7 +6,6 @@ part what it uses.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,33 +13,31 @@ from pathlib import Path
 
 import psutil
 
-from biggraph.config import Config
-from biggraph.errors import ConfigError
+from biggraph.config import Config, GraphSection
 from biggraph.graph.graph import Graph
 from biggraph.log import MetricsLog, Reporter
 from biggraph.model.losses import make_loss
 from biggraph.model.model import Model, build_model
 from biggraph.scheduling.orders import ORDERS
 from biggraph.scheduling.scheduler import BucketScheduler
-from biggraph.schema import GraphSchema
 from biggraph.storage.cache import PartitionCache
-from biggraph.storage.run import RunDirectory, is_run, remove_run
-from biggraph.storage.state import InitFacts
+from biggraph.storage.run import RunDirectory, is_run, read_state
+from biggraph.storage.state import InitFacts, RunState
 from biggraph.train.batch import BatchMaker
 from biggraph.train.bucket import BucketTrainer
+from biggraph.train.checks import (
+    check_graph,
+    check_memory,
+    check_place,
+    check_same_run,
+    required_paths,
+    table_bytes,
+)
 from biggraph.train.edges import EdgeReader
 from biggraph.train.reservoir import Reservoir
 from biggraph.train.step import StepSettings
 from biggraph.train.trainer import Plan, ScheduleEpoch, Trainer, Validate
 from biggraph.types import Bucket, PartitionKey, mix_seed
-
-_FLOAT = 4
-# Keys that a resumed run may change: they decide how long and how, not what is trained.
-_MAY_CHANGE = {
-    "train.epochs", "train.threads", "train.commit_every", "train.memory", "train.loss_spike",
-    "eval.every", "eval.patience", "eval.filtered", "eval.candidates", "eval.edges",
-    "graph.path", "checkpoint.path", "import", "entities",
-}  # fmt: skip
 
 
 @dataclass
@@ -81,13 +78,18 @@ def build(
     """
     graph_path, path = required_paths(config)
     graph = Graph.open(graph_path)
-    _check_entities(config, graph.schema)
+    check_graph(config, graph)
+    check_place(path, graph_path)
     model = build_model(config.model, config.relations, graph.schema, seed=config.train.seed)
-    buckets = graph.splits.get("train", {})
-    if not buckets:
-        raise ConfigError(f"{graph_path}: the train split holds no edges; import some")
     memory = config.train.memory or psutil.virtual_memory().available // 2
-    directory = _open_directory(config, path, _facts(config, graph, memory), restart=restart)
+    before = read_state(path) if is_run(path) and not restart else None
+    if before:
+        check_same_run(path, config, graph.fingerprint, before)
+    facts = before.facts if before else _facts(config, graph, memory)
+    sizes = {key: table_bytes(facts, key) for key in graph.schema.partition_keys()}
+    check_memory(graph.schema.needs(graph.splits["train"]), sizes, memory)
+    # Nothing was written or removed up to here.
+    directory = _open_directory(_anchored(config, graph), path, facts, restart=restart)
     try:
         return _assemble(config, directory, graph, model, memory, reporter, validate)
     except BaseException:
@@ -95,17 +97,21 @@ def build(
         raise
 
 
-def required_paths(config: Config) -> tuple[Path, Path]:
-    """Return the graph's and the checkpoint's path.
+def _anchored(config: Config, graph: Graph) -> Config:
+    """Return the run file with an absolute graph path, which readers elsewhere can follow."""
+    section = GraphSection(path=graph.path.resolve())
+    return config.model_copy(update={"graph": section})
 
-    Raises:
-        ConfigError: the run file lacks one of them.
-    """
-    if config.graph is None:
-        raise ConfigError("graph.path is missing; name the graph directory in the run file")
-    if config.checkpoint is None:
-        raise ConfigError("checkpoint.path is missing; name a folder for the run in the run file")
-    return config.graph.path, config.checkpoint.path
+
+def _open_directory(config: Config, path: Path, facts: InitFacts, *, restart: bool) -> RunDirectory:
+    if not is_run(path):
+        return RunDirectory.create(path, config, facts)
+    if restart:
+        return RunDirectory.recreate(path, config, facts)
+    directory = RunDirectory.resume(path)
+    if config != directory.config:
+        directory.reconfigure(config)
+    return directory
 
 
 def _assemble(
@@ -117,17 +123,17 @@ def _assemble(
     reporter: Reporter,
     validate: Validate | None,
 ) -> Run:
-    if directory.state.relations is not None:
+    state = directory.state
+    if state.relations is not None:
         model.load(directory.relations())
-    facts = directory.state.facts
-    sizes = {key: _table_bytes(facts, key) for key in graph.schema.partition_keys()}
+    sizes = {key: table_bytes(state.facts, key) for key in graph.schema.partition_keys()}
     needs = graph.schema.needs(graph.splits["train"])
-    _check_memory(needs, sizes, memory)
-    threads = config.train.threads or len(os.sched_getaffinity(0))
+    threads = config.train.threads or _cores()
     _say_plan(reporter, directory, model, sizes, memory, threads)
     cache = PartitionCache(directory.store, memory, sizes.__getitem__)
     metrics = MetricsLog(directory.path / "metrics.jsonl")
     metrics.repair()
+    metrics.write("start", epoch=state.epoch, buckets_done=len(state.done))
     edges = EdgeReader(graph, "train")
     trainer = Trainer(
         plan=_plan(config),
@@ -138,63 +144,19 @@ def _assemble(
         cache=cache,
         reservoir=Reservoir(directory.store, graph.schema, config.negatives.reservoir),
         directory=directory,
-        bucket_trainer=_bucket_trainer(config, model, graph.schema, threads),
-        validate=validate,
+        bucket_trainer=_bucket_trainer(config, model, state, threads),
+        validate=validate if config.eval.every else None,
         metrics=metrics,
         reporter=reporter,
     )
     return Run(trainer, directory, cache, edges)
 
 
-def _open_directory(config: Config, path: Path, facts: InitFacts, *, restart: bool) -> RunDirectory:
-    if restart and is_run(path):
-        remove_run(path)
-    if not is_run(path):
-        return RunDirectory.create(path, config, facts)
-    directory = RunDirectory.resume(path)
-    try:
-        _check_same_run(config, directory, facts)
-        if config != directory.config:
-            directory.reconfigure(config)
-    except BaseException:
-        directory.close()
-        raise
-    return directory
-
-
-def _check_same_run(config: Config, directory: RunDirectory, facts: InitFacts) -> None:
-    """Refuse to go on with a run under settings that would make it another."""
-    remedy = "begin anew with --restart, or choose another checkpoint.path"
-    if facts.graph != directory.state.facts.graph:
-        raise ConfigError(f"{directory.path}: was trained on another graph; {remedy}")
-    old, new = _flat(directory.config), _flat(config)
-    for key in sorted(old.keys() | new.keys()):
-        fixed = key not in _MAY_CHANGE and key.split(".")[0] not in _MAY_CHANGE
-        if fixed and old.get(key) != new.get(key):
-            raise ConfigError(
-                f"{directory.path}: the run was begun with {key} = {old.get(key)}, "
-                f"found {new.get(key)}; {remedy}"
-            )
-
-
-def _flat(config: Config) -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for name, section in json.loads(config.to_json()).items():
-        if isinstance(section, dict):
-            flat |= {f"{name}.{key}": value for key, value in section.items()}
-        else:
-            flat[name] = section
-    return flat
-
-
-def _check_entities(config: Config, schema: GraphSchema) -> None:
-    for name, entity in config.entities.items():
-        partitions = schema.entity_type(name).partitions
-        if "partitions" in entity.model_fields_set and entity.partitions != partitions:
-            raise ConfigError(
-                f"entities.{name}.partitions = {entity.partitions}: the graph was imported with "
-                f"{partitions}; import it again, or change the run file"
-            )
+def _cores() -> int:
+    """Return the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _facts(config: Config, graph: Graph, memory: int) -> InitFacts:
@@ -212,26 +174,8 @@ def _facts(config: Config, graph: Graph, memory: int) -> InitFacts:
     if config.optimizer.name != "auto":
         return facts(config.optimizer.name == "adagrad_row")
     # Element-wise state ranks better on small graphs; row-wise halves memory and traffic.
-    whole = sum(_table_bytes(facts(False), key) for key in graph.schema.partition_keys())
+    whole = sum(table_bytes(facts(False), key) for key in graph.schema.partition_keys())
     return facts(whole > memory)
-
-
-def _table_bytes(facts: InitFacts, key: PartitionKey) -> int:
-    count, dimension = facts.shape(key)
-    return count * _FLOAT * (dimension + (1 if facts.row_wise else dimension))
-
-
-def _check_memory(
-    needs: Mapping[Bucket, frozenset[PartitionKey]], sizes: Mapping[PartitionKey, int], memory: int
-) -> None:
-    largest = max(needs, key=lambda bucket: sum(sizes[key] for key in needs[bucket]))
-    wanted = sum(sizes[key] for key in needs[largest])
-    if wanted > memory:
-        raise ConfigError(
-            f"train.memory = {memory:,} bytes: bucket {largest} needs {wanted:,} for its tables; "
-            'allow more, use optimizer.name = "adagrad_row", lower model.dimension, or import '
-            "with more partitions"
-        )
 
 
 def _say_plan(
@@ -264,6 +208,7 @@ def _plan(config: Config) -> Plan:
         loss_spike=config.train.loss_spike,
         eval_every=config.eval.every,
         patience=config.eval.patience,
+        series=[config.eval.filtered, config.eval.candidates, config.eval.edges],
     )
 
 
@@ -281,9 +226,7 @@ def _scheduling(config: Config, needs: Mapping[Bucket, frozenset[PartitionKey]])
     return schedule
 
 
-def _bucket_trainer(
-    config: Config, model: Model, schema: GraphSchema, threads: int
-) -> BucketTrainer:
+def _bucket_trainer(config: Config, model: Model, state: RunState, threads: int) -> BucketTrainer:
     loss = make_loss(
         config.loss.name,
         margin=config.loss.margin,
@@ -297,13 +240,21 @@ def _bucket_trainer(
         lr=lr,
         relation_lr=config.optimizer.relation_lr or lr,
     )
-    totals = {entity.name: entity.count for entity in schema.entities}
+    totals = {entity.name: entity.count for entity in state.facts.schema.entities}
     maker = BatchMaker(
         model,
         config.negatives,
         batch_size=config.train.batch_size,
         dropout=config.regularizer.dropout,
     )
+    commits = state.stats[max(state.stats)] if state.stats else ()
+    untrained = commits[-1]["untrained"] if commits else {}
     return BucketTrainer(
-        model, settings, maker, threads=threads, seed=config.train.seed, totals=totals
+        model,
+        settings,
+        maker,
+        threads=threads,
+        seed=config.train.seed,
+        totals=totals,
+        untrained={int(group): loss for group, loss in untrained.items()},
     )

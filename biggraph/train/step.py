@@ -127,18 +127,21 @@ class _Rows:
         """Return the rows of one end of every edge, [C, P, D]."""
         return self._select(side, "own")
 
-    def candidates(self, side: Side) -> Tensor:
+    def candidates(self, side: Side, *, scaled: bool) -> Tensor:
         """Return the rows of a side's candidates, [C, K, D]: N of the partition, M from outside.
 
-        Rows from outside get no gradient; those of the partition get theirs times `row_scale`.
+        Rows from outside get no gradient; those of the partition, if `scaled`, get theirs times
+        `row_scale`.
         """
         near_CND, drawn = self._select(side, "candidates"), self._candidates[side]
         if drawn.outside_CM is None:
             return near_CND
         far_MD = self._outside[side].index_select(0, drawn.outside_CM.flatten())
         far_CMD = far_MD.view(*drawn.outside_CM.shape, -1)
-        scaled_CND = drawn.row_scale * near_CND - (drawn.row_scale - 1) * near_CND.detach()
-        return torch.cat((scaled_CND, far_CMD), dim=1)
+        if scaled:
+            scale = drawn.row_scale
+            near_CND.register_hook(lambda g_CND: g_CND * scale)  # type: ignore[no-untyped-call]
+        return torch.cat((near_CND.expand(len(far_CMD), -1, -1), far_CMD), dim=1)
 
     def _select(self, side: Side, use: str) -> Tensor:
         rows_UD = self._leaves[self._key[side]].rows
@@ -192,7 +195,8 @@ def train_step(
         batch: edges, negatives and masks.
 
     Returns:
-        The loss: weighted mean over edges, summed over replaced sides, without regularization.
+        The loss: mean of the edges' weighted losses, summed over replaced sides, without
+        regularization.
     """
     rows, relations = _Rows(tables, outside, batch), _Relations(model, batch)
     num_edges = batch.num_edges
@@ -219,7 +223,8 @@ def batch_loss(
         true_CPD = model.candidates_with(batch.group, side, own_CPD, parameters[side])
         # Without reciprocal relations a group is one relation, whose parameters serve all rows.
         shared = {name: value[:1, :1] for name, value in parameters[side].items()}
-        candidates_CKD = model.candidates_with(batch.group, side, rows.candidates(side), shared)
+        drawn_CKD = rows.candidates(side, scaled=settings.corrected)
+        candidates_CKD = model.candidates_with(batch.group, side, drawn_CKD, shared)
         positive_CP = model.matched(query_CPD, true_CPD)
         negative_CPK = model.pairwise(query_CPD, candidates_CKD)
         if settings.corrected:

@@ -24,7 +24,8 @@ from biggraph.train.reservoir import Reservoir
 from biggraph.train.step import Tables
 from biggraph.types import Bucket, PartitionKey, Side
 
-Validate = Callable[[], dict[str, Any]]
+# Given a function that is told how far it has come, (done, total).
+Validate = Callable[[Callable[[int, int], None]], dict[str, Any]]
 Clock = Callable[[], float]
 ScheduleEpoch = Callable[[int, frozenset[Bucket]], BucketScheduler]
 
@@ -42,6 +43,7 @@ class Plan:
         loss_spike: multiple of the untrained loss at which the run stops.
         eval_every: epochs between validations, 0 for none.
         patience: validations without gain before stopping, 0 for never.
+        series: how validations are done; only those done alike are compared.
     """
 
     epochs: int
@@ -49,6 +51,7 @@ class Plan:
     loss_spike: float
     eval_every: int
     patience: int
+    series: list[Any]
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,8 @@ class _Pending:
     edges: int = 0
     loss_sum: float = 0.0
 
-    def stats(self) -> dict[str, float]:
-        return {"loss": self.loss_sum / max(self.edges, 1)}
+    def stats(self) -> dict[str, Any]:
+        return {"loss": self.loss_sum / max(self.edges, 1), "edges": self.edges}
 
     def add(self, bucket: Bucket, stats: BucketStats) -> None:
         self.buckets.append(bucket)
@@ -124,16 +127,16 @@ class Trainer:
         self._pending = _Pending(self.clock())
         self._stop_requested = False
         self._trained = 0
-        commits = self.directory.state.stats.get(1)
-        # Mean loss of the run's first batch, the level at which nothing is learned yet.
-        self._untrained_loss: float | None = commits[0]["untrained_loss"] if commits else None
+        self._waited = 0.0
 
     def stop(self) -> None:
-        """Finish the bucket in training, commit and raise `Interrupted`; at once when repeated."""
+        """Finish the bucket in training, commit and raise `Interrupted`; at once when repeated.
+
+        A signal handler may call it: it only sets flags.
+        """
         if self._stop_requested:
             self.bucket_trainer.stop()
         self._stop_requested = True
-        self.reporter.say("stopping after this bucket; once more stops now and loses its work")
 
     def run(self) -> TrainResult:
         """Train what is left, and return how it ended.
@@ -144,11 +147,16 @@ class Trainer:
         """
         self._validate_if_due()
         while self.directory.state.epoch < self.plan.epochs and not self._out_of_patience():
+            self._check_stop()
             self._epoch(self.directory.state.epoch + 1)
             self._validate_if_due()
-        state = self.directory.state
+        epochs = self.directory.state.epoch
         best = max(self._evaluations(), key=lambda m: float(m[_METRIC]), default=None)
-        return TrainResult(state.epoch, self._trained, best, self._out_of_patience())
+        return TrainResult(epochs, self._trained, best, epochs < self.plan.epochs)
+
+    def _check_stop(self) -> None:
+        if self._stop_requested:
+            raise Interrupted("stopped; everything trained so far is committed")
 
     def _epoch(self, epoch: int) -> None:
         started = self.clock()
@@ -161,13 +169,13 @@ class Trainer:
             stats = self._bucket(epoch, grant.bucket, scheduler, progress)
             self._pending.add(grant.bucket, stats)
             scheduler.finish(_OWNER)
-            if self.clock() - self._pending.since >= self.plan.commit_every:
+            due = self.clock() - self._pending.since >= self.plan.commit_every
+            if due or self._stop_requested:
                 self._commit(epoch)
-            if self._stop_requested:
-                self._commit(epoch)
-                raise Interrupted("stopped; everything trained so far is committed")
+            if self.directory.state.epoch < epoch:
+                self._check_stop()
         self._commit(epoch)
-        self._report_epoch(epoch, progress, self.clock() - started)
+        self._report_epoch(epoch, progress.edges, self.clock() - started)
 
     def _bucket(
         self, epoch: int, bucket: Bucket, scheduler: BucketScheduler, progress: _EpochProgress
@@ -201,14 +209,12 @@ class Trainer:
             scheduler.give_back(_OWNER, keys)
 
     def _guard(self, bucket: Bucket, stats: BucketStats) -> None:
-        if self._untrained_loss is None:
-            self._untrained_loss = stats.first_loss
-        if stats.loss > self.plan.loss_spike * self._untrained_loss > 0:
+        if stats.loss > self.plan.loss_spike * stats.untrained > 0:
             raise DivergenceError(
                 f"bucket {bucket}: the loss rose to {stats.loss:.4g}, more than "
-                f"{self.plan.loss_spike:g} times that of the first batch "
-                f"({self._untrained_loss:.4g}); the last commit is kept. Lower optimizer.lr and "
-                "run again"
+                f"{self.plan.loss_spike:g} times what its edges lose untrained "
+                f"({stats.untrained:.4g}); the last commit is kept. Lower optimizer.lr and run "
+                "again, or set train.loss_spike = 0 if this is no harm"
             )
 
     def _commit(self, epoch: int) -> None:
@@ -221,33 +227,45 @@ class Trainer:
             partitions=self.cache.flush(),
             relations=self.model.arrays(),
             edges=pending.edges,
-            stats=pending.stats() | {"untrained_loss": self._untrained_loss},
+            stats=pending.stats() | {"untrained": self._untrained()},
         )
         self.directory.collect_garbage()
         self.metrics.write("commit", epoch=epoch, buckets=len(pending.buckets), edges=pending.edges)
 
-    def _report_epoch(self, epoch: int, progress: _EpochProgress, seconds: float) -> None:
-        rate = progress.edges / max(seconds, 1e-9)
-        waited = self.cache.statistics.wait_s
+    def _untrained(self) -> dict[str, float]:
+        return {str(group): loss for group, loss in self.bucket_trainer.untrained.items()}
+
+    def _report_epoch(self, epoch: int, edges: int, seconds: float) -> None:
+        """Report the whole epoch as committed, and the rate of this start's part of it."""
+        state, rate = self.directory.state, edges / max(seconds, 1e-9)
+        commits, total = state.stats[epoch], state.edges[epoch]
+        loss = sum(commit["loss"] * commit["edges"] for commit in commits) / total
+        waited = self.cache.statistics.wait_s - self._waited
+        self._waited += waited
         self.metrics.write(
-            "epoch", epoch=epoch, edges=progress.edges, edges_per_s=round(rate, 1),
-            loss=progress.loss, seconds=round(seconds, 3), io_wait_s=round(waited, 3),
+            "epoch", epoch=epoch, edges=total, edges_per_s=round(rate, 1), loss=loss,
+            seconds=round(seconds, 3), io_wait_s=round(waited, 3),
         )  # fmt: skip
+        left = total / max(rate, 1e-9) * (self.plan.epochs - epoch)
         self.reporter.say(
-            f"epoch {epoch}/{self.plan.epochs}  loss {progress.loss:.4f}  "
-            f"{rate:,.0f} edges/s  {seconds:.1f} s  "
-            f"{duration(seconds * (self.plan.epochs - epoch))} left"
+            f"epoch {epoch}/{self.plan.epochs}  loss {loss:.4f}  {rate:,.0f} edges/s  "
+            f"{seconds:.1f} s  {duration(left)} left"
         )
 
     def _validate_if_due(self) -> None:
         state, every = self.directory.state, self.plan.eval_every
         epoch = state.epoch
-        evaluated = any(evaluation.epoch == epoch for evaluation in state.evaluations)
-        due = every and epoch and epoch % every == 0 and not evaluated and not state.done
-        if not due or self.validate is None:
+        evaluated = any(
+            evaluation.epoch == epoch and evaluation.metrics["series"] == self.plan.series
+            for evaluation in state.evaluations
+        )
+        complete = every and epoch and not state.done
+        if self.validate is None or not complete or evaluated:
+            return
+        if epoch % every and epoch != self.plan.epochs:
             return
         earlier = max((m[_METRIC] for m in self._evaluations()), default=-1.0)
-        metrics = self.validate()
+        metrics = self.validate(self._on_validation) | {"series": self.plan.series}
         # The snapshot comes first: a crash in between only repeats the evaluation.
         if metrics[_METRIC] > earlier:
             self.directory.snapshot("best")
@@ -257,8 +275,13 @@ class Trainer:
             f"epoch {epoch}  validation mrr {metrics['mrr']:.4f}  hits@10 {metrics['hits@10']:.4f}"
         )
 
+    def _on_validation(self, done: int, total: int) -> None:
+        self._check_stop()
+        self.reporter.advance("validation", done, total)
+
     def _evaluations(self) -> list[dict[str, Any]]:
-        return [evaluation.metrics for evaluation in self.directory.state.evaluations]
+        metrics = [evaluation.metrics for evaluation in self.directory.state.evaluations]
+        return [found for found in metrics if found["series"] == self.plan.series]
 
     def _out_of_patience(self) -> bool:
         if not self.plan.patience:

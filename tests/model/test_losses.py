@@ -106,39 +106,52 @@ def test_all_candidates_mask_only_the_true_entity():
     assert drawn.mask_CPN.nonzero().tolist() == [[0, 0, 2], [0, 1, 0]]
 
 
-@given(seed=st.integers(0, 2**16), whole=st.booleans())
-@settings(max_examples=40, deadline=None)
-def test_known_edges_of_the_chunk_are_masked(seed, whole):
+@given(seed=st.integers(0, 2**16), whole=st.booleans(), padding=st.integers(0, 3))
+@settings(max_examples=60, deadline=None)
+def test_known_edges_of_the_chunk_are_masked(seed, whole, padding):
     generator = torch.Generator().manual_seed(seed)
     anchor, rel, true = (torch.randint(3, (2, 5), generator=generator) for _ in range(3))
     valid = torch.ones(2, 5, dtype=torch.bool)
+    if padding:
+        valid[1, -padding:] = False
+        for column in (anchor, rel, true):
+            column[1, -padding:] = 0
     population = Population(3, 3, 0, torch.full((3,), 1 / 3))
     drawn = (
         all_candidates(true, population=population, outside=0, generator=generator)
         if whole
         else sample_candidates(true, valid, population=population, uniform=3, generator=generator)
     )
-    found = mask_known_in_chunk(drawn, anchor, rel, true)
+    found = mask_known_in_chunk(drawn, anchor, rel, true, valid)
     for c in range(2):
         ids = range(3) if whole else drawn.ids_CN[c].tolist()
-        edges = set(zip(anchor[c].tolist(), rel[c].tolist(), true[c].tolist(), strict=True))
-        for p in range(5):
+        size = int(valid[c].sum())
+        columns = (column[c, :size].tolist() for column in (anchor, rel, true))
+        edges = set(zip(*columns, strict=True))
+        for p in range(size):
             for n, candidate in enumerate(ids):
                 known = (int(anchor[c, p]), int(rel[c, p]), candidate) in edges
-                assert bool(found.mask_CPN[c, p, n]) == known
+                is_padding = not whole and size <= n < 5
+                assert bool(found.mask_CPN[c, p, n]) == (known or is_padding)
 
 
-def test_weighted_samples_estimate_the_sum_over_all_entities_without_bias():
-    """The mean over many chunks of sum(weight * x) is the sum of x over the whole graph."""
+@pytest.mark.parametrize("chunk", [2, 3, 10])
+def test_weighted_samples_estimate_the_sum_over_all_entities_without_bias(chunk):
+    """The mean over many chunks of sum(weight * x) is the sum of x over the true one's rivals."""
     generator = torch.Generator().manual_seed(4)
     degrees = torch.tensor([50.0, 20.0, 5.0, 1.0, 1.0, 1.0])
     values = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
     population = Population(6, 18, 0, degrees / degrees.sum())
-    true = torch.multinomial(degrees, 20_000 * 3, replacement=True, generator=generator)
-    true, valid = true.view(20_000, 3), torch.ones(20_000, 3, dtype=torch.bool)
+    chunks = 60_000
+    true = torch.multinomial(degrees, chunks * chunk, replacement=True, generator=generator)
+    true, valid = true.view(chunks, chunk), torch.ones(chunks, chunk, dtype=torch.bool)
     drawn = sample_candidates(true, valid, population=population, uniform=2, generator=generator)
-    estimate = (drawn.log_weight_CK.exp() * values[drawn.ids_CN]).sum(1).mean()
-    assert float(estimate) == pytest.approx(3 * float(values.sum()), rel=0.02)
+    terms_CN = drawn.log_weight_CK.exp() * values[drawn.ids_CN]
+    estimate_C = (terms_CN * ~drawn.mask_CPN[:, 0]).sum(1)
+    for entity in range(6):
+        mine = true[:, 0] == entity
+        rivals = 3 * float(values.sum() - values[entity])
+        assert float(estimate_C[mine].mean()) == pytest.approx(rivals, rel=0.06)
 
 
 @pytest.mark.parametrize("whole", [True, False])

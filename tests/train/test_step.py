@@ -49,7 +49,7 @@ def naive_weight(batch, edges, side, c, entity, sizes):
         return scale
     share = np.mean(getattr(edges, side) == entity)
     near = UNIFORM - UNIFORM // 2 if outside else UNIFORM
-    expected = int(batch.valid_CP[c].sum()) * share + near / count
+    expected = (int(batch.valid_CP[c].sum()) - 1) * share + near / count
     return scale / expected
 
 
@@ -114,7 +114,7 @@ def naive_loss(model, batch, loss, vectors, parameters, edges, sizes, far_rows):
                     n for n, i in enumerate(ids) if i != true and not is_padding(batch, side, c, n)
                 ]
                 count, everyone, outside = sizes[side, batch.group.entity_type(side)]
-                scale = everyone / count if outside else 1
+                scale = everyone / count if outside and loss == "softmax" else 1
                 near = [vectors[side][ids[n]] for n in kept_n]
                 near = [scale * row - (scale - 1) * row.detach() for row in near]
                 negatives = [one(row) for row in near]

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pytest
 
 from biggraph import api
-from biggraph.config import make_config
-from biggraph.errors import ConfigError, DivergenceError, Interrupted, StorageError
+from biggraph.config import RelationConfig, make_config
+from biggraph.errors import BigGraphError, ConfigError, DivergenceError, Interrupted, StorageError
 from biggraph.graph.graph import Graph
 from biggraph.log import Reporter
 from biggraph.storage import fsops
@@ -23,6 +23,8 @@ from biggraph.train.build import build
 from tests.storage.doubles import Crash, Fault
 
 PEOPLE, CITIES, EDGES = 60, 15, 900
+# Less than all tables (4,800 bytes), and as much as the largest bucket needs.
+SMALL = "4300"
 
 
 def make_edges(seed=0):
@@ -63,6 +65,7 @@ def make_run(graph_path, path, **changes):
         "model": {"dimension": 8},
         "negatives": {"in_batch": 10, "uniform": 8},
         "train": {"epochs": 3, "batch_size": 40, "threads": 1, "seed": 7, "memory": "1MB"},
+        "optimizer": {"name": "adagrad"},
         "checkpoint": {"path": str(path)},
     }
     for key, value in changes.items():
@@ -114,7 +117,11 @@ def test_training_learns_the_graph(graph_path, tmp_path):
 def test_a_small_cache_trains_the_same_rows(graph_path, tmp_path):
     """Tables that travel through files between buckets end as those that stay in memory."""
     api.train(make_run(graph_path, tmp_path / "large"), quiet=True)
-    api.train(make_run(graph_path, tmp_path / "small", train__memory="6KB"), quiet=True)
+    small = make_run(graph_path, tmp_path / "small", train__memory=SMALL)
+    run = build(small, restart=False, reporter=Reporter(quiet=True), validate=None)
+    run.trainer.run()
+    run.close()
+    assert run.cache.statistics.loads > 10  # of five partitions
     assert_same(tmp_path / "large", tmp_path / "small")
 
 
@@ -166,7 +173,7 @@ def test_another_seed_trains_other_rows(graph_path, tmp_path):
     ("changes", "message"),
     [
         ({"model__dimension": 4}, r"begun with model.dimension = 8, found 4; begin anew"),
-        ({"optimizer__lr": 0.2}, r"begun with optimizer.lr = 0.1, found 0.2"),
+        ({"train__batch_size": 20}, r"begun with train.batch_size = 40, found 20"),
         ({"negatives__uniform": 9}, r"begun with negatives.uniform = 8, found 9"),
     ],
 )
@@ -196,6 +203,60 @@ def test_a_folder_with_something_else_is_refused_and_untouched(graph_path, tmp_p
 def test_memory_too_small_for_a_bucket_is_refused_before_training(graph_path, tmp_path):
     with pytest.raises(ConfigError, match=r"bucket \(.*\) needs .* for its tables"):
         api.train(make_run(graph_path, tmp_path / "run", train__memory="1KB"), quiet=True)
+    assert not (tmp_path / "run").exists()
+    smaller = make_run(graph_path, tmp_path / "run", train__memory="1500", model__dimension=2)
+    assert api.train(smaller, quiet=True).epochs == 3
+
+
+def test_a_refused_restart_leaves_the_run_as_it_was(graph_path, tmp_path):
+    config = make_run(graph_path, tmp_path / "run", train__epochs=1)
+    api.train(config, quiet=True)
+    before = content(tmp_path / "run")
+    for changes in ({"train__memory": "1KB"}, {"graph__path": "nowhere"}, {"eval__every": 1}):
+        if "eval__every" in changes:
+            api.import_graph(make_edges(1), tmp_path / "unsplit", quiet=True)
+            changes["graph__path"] = str(tmp_path / "unsplit")
+        with pytest.raises(BigGraphError):
+            api.train(make_run(graph_path, tmp_path / "run", **changes), restart=True, quiet=True)
+    for key, rows in content(tmp_path / "run")[0].items():
+        np.testing.assert_array_equal(rows, before[0][key])
+
+
+def test_validation_without_a_validation_split_is_refused_at_once(tmp_path):
+    api.import_graph(make_edges(1), tmp_path / "graph", quiet=True)
+    with pytest.raises(ConfigError, match=r"eval.every = 1: .* has no validation split"):
+        api.train(make_run(tmp_path / "graph", tmp_path / "run", eval__every=1), quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_inside_the_graph_directory_is_refused(graph_path):
+    with pytest.raises(ConfigError, match="inside the graph directory"):
+        api.train(make_run(graph_path, graph_path / "run"), quiet=True)
+
+
+def test_a_lower_learning_rate_may_go_on(graph_path, tmp_path):
+    """The remedy that a diverged run is given."""
+    api.train(make_run(graph_path, tmp_path / "run", train__epochs=1), quiet=True)
+    result = api.train(make_run(graph_path, tmp_path / "run", optimizer__lr=0.01), quiet=True)
+    assert result.epochs == 3
+
+
+def test_heavy_relations_are_not_taken_for_divergence(graph_path, tmp_path):
+    relations = [{"name": "knows", "weight": 50.0}, {"name": "lives_in", "weight": 0.1}]
+    config = make_run(graph_path, tmp_path / "run", train__bucket_order="random")
+    config = config.model_copy(
+        update={"relations": [RelationConfig(**relation) for relation in relations]}
+    )
+    assert api.train(config, quiet=True).epochs == 3
+
+
+def test_only_validations_done_alike_are_compared(graph_path, tmp_path):
+    easy = {"eval__every": 1, "eval__candidates": 2, "train__epochs": 2}
+    api.train(make_run(graph_path, tmp_path / "run", **easy), quiet=True)
+    hard = {"eval__every": 1, "eval__patience": 2, "train__epochs": 6}
+    result = api.train(make_run(graph_path, tmp_path / "run", **hard), quiet=True)
+    assert result.epochs > 3
+    assert Checkpoint.open(tmp_path / "run").epoch >= 2
 
 
 def test_divergence_names_the_bucket_and_keeps_the_last_commit(graph_path, tmp_path):
@@ -268,8 +329,8 @@ def write_run_file(graph_path, tmp_path, run):
     file.write_text(
         f'[graph]\npath = "{graph_path}"\n[model]\ndimension = 8\n'
         "[negatives]\nin_batch = 10\nuniform = 8\n"
-        '[train]\nepochs = 150\nbatch_size = 40\nthreads = 1\nseed = 7\nmemory = "6KB"\n'
-        f'commit_every = "0s"\n[checkpoint]\npath = "{run}"\n'
+        '[train]\nepochs = 150\nbatch_size = 40\nthreads = 1\nseed = 7\nmemory = "4300"\n'
+        f'commit_every = "0s"\n[optimizer]\nname = "adagrad"\n[checkpoint]\npath = "{run}"\n'
     )
     return file
 
@@ -341,7 +402,7 @@ def test_failing_at_the_nth_file_operation_never_loses_a_commit(
 ):
     """The whole job, validation and snapshots included; resumed, it ends bit for bit the same."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    changes = {"train__epochs": 2, "train__memory": "6KB", "eval__every": 1, "eval__edges": 10}
+    changes = {"train__epochs": 2, "train__memory": SMALL, "eval__every": 1, "eval__edges": 10}
     whole = make_run(graph_path, tmp_path / "whole", **changes)
     probe = Fault(0, None)
     assert not disturbed_run(whole, probe)
