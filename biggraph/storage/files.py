@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-import mmap
 import os
 import stat
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from biggraph.errors import FormatError, StorageError
@@ -131,15 +131,15 @@ def open_checked(root: Path, ref: FileRef) -> io.BufferedReader:
 class MappedArrays:
     """A file mapped into memory: it stays readable when its name is removed.
 
-    Nothing is read before `arrays` is first called; that checks the digest.
+    Nothing is read before `arrays` is first called; that checks the digest. No file stays open.
 
     Args:
         path: for messages.
         ref: what the file has to be.
-        memory: the mapping.
+        memory: the mapping, uint8 [size].
     """
 
-    def __init__(self, path: Path, ref: FileRef, memory: mmap.mmap) -> None:
+    def __init__(self, path: Path, ref: FileRef, memory: NDArray[np.uint8]) -> None:
         self._path, self._ref, self._memory = path, ref, memory
         self._content: tuple[Arrays, Attributes] | None = None
 
@@ -148,8 +148,7 @@ class MappedArrays:
         """Map a file; raises as `read_arrays`, but finds damage inside only on first use."""
         path = locate(root, ref.path)
         with _open_sized(path, ref) as file, fsops.operation("map", path):
-            memory = mmap.mmap(file.fileno(), ref.size, access=mmap.ACCESS_READ)
-        return cls(path, ref, memory)
+            return cls(path, ref, _map(file, ref.size))
 
     def arrays(self) -> tuple[Arrays, Attributes]:
         """Return read-only views of the arrays, and the attributes.
@@ -162,16 +161,37 @@ class MappedArrays:
         return self._content
 
     def _parse(self) -> tuple[Arrays, Attributes]:
-        if hashlib.sha256(self._memory).hexdigest() != self._ref.digest:
+        if hashlib.sha256(self._memory.data).hexdigest() != self._ref.digest:
             raise FormatError(
                 f"{self._path}: damaged: its content does not match its digest{_RESTORE}"
             )
-        slots, attributes = _parse(self._memory, self._path, self._ref.size)
+        slots, attributes = _parse(_MemoryFile(self._memory), self._path, self._ref.size)
         arrays: Arrays = {}
         for name, slot in slots.items():
             flat = np.frombuffer(self._memory, slot.dtype, math.prod(slot.shape), slot.offset)
             arrays[name] = flat.reshape(slot.shape)
         return arrays, attributes
+
+
+class _MemoryFile(io.RawIOBase):
+    """Memory that HDF5 reads like a file, without a copy of the whole."""
+
+    def __init__(self, memory: NDArray[np.uint8]) -> None:
+        self._memory, self._position = memory, 0
+
+    def readinto(self, buffer: Any) -> int:
+        found = self._memory[self._position : self._position + len(buffer)].data
+        buffer[: len(found)] = found
+        self._position += len(found)
+        return len(found)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: len(self._memory)}
+        self._position = start[whence] + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
 
 
 def locate(root: Path, relative: str) -> Path:
@@ -201,6 +221,17 @@ def _open_sized(path: Path, ref: FileRef) -> io.BufferedReader:
             f"{path}: expected a file of {ref.size:,} bytes, found {status.st_size:,}{_RESTORE}"
         )
     return file
+
+
+def _map(file: io.BufferedReader, size: int) -> NDArray[np.uint8]:
+    """Map an open file. Python's own mmap would keep a descriptor for each of many files."""
+    name = f"/dev/fd/{file.fileno()}"  # by its descriptor: its name may be gone by now
+    try:
+        memory: NDArray[np.uint8] = torch.from_file(name, False, size, dtype=torch.uint8).numpy()
+    except RuntimeError as error:
+        raise OSError(0, str(error)) from None
+    memory.flags.writeable = False
+    return memory
 
 
 def _digest(file: io.BufferedReader | io.BufferedRandom) -> str:
@@ -244,7 +275,7 @@ def _lay_out(
 
 
 def _parse(
-    file: io.BufferedReader | mmap.mmap, path: Path, file_size: int
+    file: io.BufferedReader | _MemoryFile, path: Path, file_size: int
 ) -> tuple[dict[str, _Slot], Attributes]:
     try:
         with h5py.File(file, "r") as hdf:

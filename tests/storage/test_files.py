@@ -237,3 +237,15 @@ def test_reading_errors_are_storage_errors(root):
             pytest.raises(StorageError, match="check the disk"),
         ):
             read_arrays(root, ref)
+
+
+def test_mapped_files_are_not_kept_open(tmp_path):
+    ref = write_arrays(tmp_path, "a.h5", ARRAYS, {})
+    before = len(os.listdir("/dev/fd"))
+    mapped = [MappedArrays.open(tmp_path, ref) for _ in range(50)]
+    assert len(os.listdir("/dev/fd")) == before
+    for one in mapped:
+        array = one.arrays()[0]["embeddings"]
+        assert np.array_equal(array, ARRAYS["embeddings"])
+        assert not array.flags.writeable
+    assert len(os.listdir("/dev/fd")) == before
