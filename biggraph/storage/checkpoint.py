@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from biggraph.config import Config
-from biggraph.errors import BigGraphError, FormatError, InputError, did_you_mean
+from biggraph.errors import FormatError, InputError, did_you_mean
 from biggraph.schema import GraphSchema
 from biggraph.storage.files import Arrays, FileRef, MappedArrays
 from biggraph.storage.run import read_state, require_run
@@ -134,14 +134,24 @@ class Checkpoint:
         Opening has replayed the log: every (epoch, bucket) committed once with all its edges,
         version chains linear, fences rising, training chains as the log says. This reads every
         file of the state and of all snapshots: digest, shape, identity, finite values.
+
+        The log is read again first, so a run that is being trained is verified as it stands now.
+
+        Raises:
+            FormatError: the log is damaged.
+            StorageError: the file system refused.
         """
-        states = {LATEST: _latest(self.state), **self.state.snapshots}
-        problems: dict[str, None] = {}
-        for kept in states.values():
+        state, mapped = _map_everything(self.path)
+        problems: dict[str, None] = {}  # in order, once each
+        for kept in (_latest(state), *state.snapshots.values()):
             for key, saved in kept.heads.items():
-                problems |= dict.fromkeys(self._check(saved.file, key, saved))
+                where = self.path / saved.file.path
+                problems |= dict.fromkeys(
+                    _check_table(where, mapped[saved.file], state, key, saved)
+                )
             if kept.relations is not None:
-                problems |= dict.fromkeys(self._check(kept.relations))
+                where = self.path / kept.relations.path
+                problems |= dict.fromkeys(_check_numbers(where, mapped[kept.relations]))
         return list(problems)
 
     def _trained(self, key: PartitionKey, saved: PartitionVersion) -> NDArray[Any]:
@@ -156,28 +166,55 @@ class Checkpoint:
             self._initial = key, initial_table(self.state.facts, key).rows.numpy()
         return self._initial[1]
 
-    def _check(
-        self,
-        ref: FileRef,
-        key: PartitionKey | None = None,
-        saved: PartitionVersion | None = None,
-    ) -> list[str]:
-        try:
-            arrays, attributes = MappedArrays.open(self.path, ref).arrays()
-        except FileNotFoundError:
-            return [f"{self.path / ref.path}: missing"]
-        except BigGraphError as error:
-            return [str(error)]
-        problems = [
-            f"{self.path / ref.path}: {name} is not finite"
-            for name, array in arrays.items()
-            if array.size and not np.isfinite([array.min(), array.max()]).all()
-        ]
-        if key is not None and saved is not None:
-            shapes = {name: array.shape for name, array in arrays.items()}
-            mismatch = describe_mismatch(self.state.facts, key, saved, shapes, attributes)
-            problems += [f"{self.path / ref.path}: {mismatch}"] if mismatch else []
+
+def _map_everything(path: Path) -> tuple[RunState, dict[FileRef, MappedArrays | str]]:
+    """Read the log and map every file that it names, or say what is wrong with the file."""
+    state = read_state(path)
+    for _ in range(_ATTEMPTS):
+        mapped = {ref: _map_or_describe(path, ref) for ref in state.files()}
+        before, state = state, read_state(path)
+        if state.files() == before.files():  # so a missing file is not one that was replaced
+            break
+    return before, mapped
+
+
+def _map_or_describe(path: Path, ref: FileRef) -> MappedArrays | str:
+    try:
+        return MappedArrays.open(path, ref)
+    except FileNotFoundError:
+        return f"{path / ref.path}: missing"
+    except FormatError as error:
+        return str(error)
+
+
+def _check_numbers(where: Path, mapped: MappedArrays | str) -> list[str]:
+    if isinstance(mapped, str):
+        return [mapped]
+    try:
+        arrays, _ = mapped.arrays()
+    except FormatError as error:
+        return [str(error)]
+    return [
+        f"{where}: {name} is not finite"
+        for name, array in arrays.items()
+        if array.size and not np.isfinite([array.min(), array.max()]).all()
+    ]
+
+
+def _check_table(
+    where: Path,
+    mapped: MappedArrays | str,
+    state: RunState,
+    key: PartitionKey,
+    saved: PartitionVersion,
+) -> list[str]:
+    problems = _check_numbers(where, mapped)
+    if problems or isinstance(mapped, str):
         return problems
+    arrays, attributes = mapped.arrays()
+    shapes = {name: array.shape for name, array in arrays.items()}
+    mismatch = describe_mismatch(state.facts, key, saved, shapes, attributes)
+    return [f"{where}: {mismatch}"] if mismatch else []
 
 
 def _latest(state: RunState) -> Snapshot:

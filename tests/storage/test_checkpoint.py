@@ -208,3 +208,29 @@ def test_values_that_are_not_finite_are_described(trained):
         }  # fmt: skip
         log.append(trained / "log", Record(run.state.number, "commit", commit))
     assert Checkpoint.open(trained, "latest").verify() == [f"{trained / ref.path}: w is not finite"]
+
+
+def test_verification_meets_the_run_as_it_stands(trained):
+    """Opened before the writer replaced every file."""
+    checkpoint = Checkpoint.open(trained, "latest")
+    with (
+        RunDirectory.resume(trained) as run,
+        PartitionCache(run.store, 10**6, table_bytes) as cache,
+    ):
+        train_epoch(run, cache)
+        assert checkpoint.verify() == []
+        assert checkpoint.epoch == 2
+
+
+def test_verification_looks_again_for_what_the_writer_replaced(trained, monkeypatch):
+    stale = read_state(trained)
+    checkpoint = Checkpoint.open(trained, "latest")
+    with (
+        RunDirectory.resume(trained) as run,
+        PartitionCache(run.store, 10**6, table_bytes) as cache,
+    ):
+        train_epoch(run, cache)
+    now = read_state(trained)
+    states = [stale, now, now]
+    monkeypatch.setattr("biggraph.storage.checkpoint.read_state", lambda path: states.pop(0))
+    assert checkpoint.verify() == []
