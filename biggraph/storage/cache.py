@@ -271,9 +271,9 @@ class PartitionCache:
             raise
         self.statistics.saves += 1
         self.statistics.bytes_saved += self._size_of(key)
-        if key in self._unclaimed:
-            self._store.discard(self._unclaimed[key])
-        self._unclaimed[key] = saved
+        replaced, self._unclaimed[key] = self._unclaimed.get(key), saved
+        if replaced is not None:
+            self._store.discard(replaced)
 
     def _wait(self, future: Future[T]) -> T:
         start = time.perf_counter()

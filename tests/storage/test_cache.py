@@ -248,3 +248,19 @@ def test_a_ruined_table_is_not_written(tmp_path):
         with pytest.raises(DivergenceError, match="partition user/0"):
             cache.flush()
         assert not list((tmp_path / "run/parts").rglob("*.h5"))
+
+
+def test_a_version_stays_known_where_the_one_it_replaced_cannot_be_removed(
+    store, cache, monkeypatch
+):
+    def refuse(saved):
+        raise StorageError("cannot remove")
+
+    monkeypatch.setattr(store, "discard", refuse)
+    for _ in range(2):  # the second version replaces the first before any flush
+        bump(cache.hold([KEYS[2]]))
+        cache.hold([KEYS[1]])
+        cache.prefetch([KEYS[4]])  # makes it leave
+    with pytest.raises(StorageError, match="cannot remove"):
+        cache.flush()
+    assert store.versions[cache.flush()[KEYS[2]].file.path] == (2.0,) * 3
