@@ -24,8 +24,9 @@ def random_order(buckets: Sequence[Bucket], seed: int) -> list[Bucket]:
 def inside_out(buckets: Sequence[Bucket], seed: int) -> list[Bucket]:
     """Return the buckets from the last corner of the grid outwards.
 
-    The layer of a bucket is its lower index; layers follow each other from the highest. After the
-    first, every bucket has a partition that was trained before. This is the default order of
+    The layer of a bucket is its lower index; layers follow each other from the highest, and the
+    bucket on the diagonal ends its layer. So in a full square grid every bucket after the first
+    has a partition that was trained before. The layers are those of the default order of
     PyTorch-BigGraph (Lerer et al., "PyTorch-BigGraph: a large-scale graph embedding system",
     SysML 2019, section 4.1).
     """
@@ -77,14 +78,15 @@ def _layers(buckets: Sequence[Bucket], seed: int, *, outermost_first: bool) -> l
     for bucket in random_order(buckets, seed):
         layers.setdefault(min(bucket), []).append(bucket)
     indices = sorted(layers, reverse=not outermost_first)
-    return [bucket for index in indices for bucket in _transposes_adjacent(layers[index])]
+    return [bucket for index in indices for bucket in _arrange(layers[index])]
 
 
-def _transposes_adjacent(layer: Iterable[Bucket]) -> Iterator[Bucket]:
+def _arrange(layer: Iterable[Bucket]) -> Iterator[Bucket]:
+    """Put transposes side by side and the bucket on the diagonal last."""
     pairs: dict[frozenset[int], list[Bucket]] = {}
     for bucket in layer:
         pairs.setdefault(frozenset(bucket), []).append(bucket)
-    for pair in pairs.values():
+    for pair in sorted(pairs.values(), key=lambda pair: pair[0].lhs == pair[0].rhs):
         yield from pair
 
 
