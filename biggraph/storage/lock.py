@@ -1,8 +1,8 @@
 """The lock of a run directory: one process writes, any number read.
 
 Advisory and released by the system when its holder ends, however it ends. Where the file system
-has no locks, the log alone decides (see `log.append`): the second writer then stops at its first
-commit instead of at its start.
+has no locks, the log alone decides (see `log.append`): the second writer then takes over, and the
+first one stops at its next record.
 """
 
 from __future__ import annotations
