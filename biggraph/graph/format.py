@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from biggraph.errors import FormatError
 from biggraph.graph import disk
+from biggraph.graph.workspace import replaced_path
 from biggraph.types import Bucket, Edges, PartitionKey
 
 MANIFEST = "graph.json"
@@ -86,6 +87,12 @@ class Manifest(_Record):
     splits: dict[str, list[BucketRecord]]
     options: dict[str, Any]
 
+    def files(self) -> set[str]:
+        """Return the relative paths of all files of the graph directory."""
+        keys = [PartitionKey(t.name, i) for t in self.entities for i in range(len(t.partitions))]
+        buckets = [(split, Bucket(r.lhs, r.rhs)) for split, rs in self.splits.items() for r in rs]
+        return {MANIFEST, *map(entity_path, keys), *(edge_path(*bucket) for bucket in buckets)}
+
 
 def entity_path(key: PartitionKey) -> str:
     """Return the relative path of a partition's names; the type is percent-encoded."""
@@ -127,6 +134,11 @@ def read_manifest(root: Path) -> Manifest:
         FormatError: missing, foreign, damaged, edited, or of another version.
     """
     path = root / MANIFEST
+    if not root.exists() and replaced_path(root).exists():
+        raise FormatError(
+            f"{root}: an import was killed while it replaced this graph; the old one lies in "
+            f"{replaced_path(root)}: rename it, or import again, which puts it back first"
+        )
     if not path.is_file():
         raise FormatError(
             f"{root}: not a graph directory (no {MANIFEST}); make one by biggraph import"

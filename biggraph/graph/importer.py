@@ -9,6 +9,7 @@ Each stage reads what the one before left on disk; see docs/data-model.md.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from biggraph.errors import FormatError, InputError
+from biggraph.errors import FormatError, InputError, StorageError
 from biggraph.graph import disk
 from biggraph.graph.dictionary import (
     Dictionary,
@@ -53,7 +54,6 @@ from biggraph.graph.workspace import require_space, workspace
 from biggraph.graph.writing import write_graph
 from biggraph.types import Bucket, mix_seed
 
-SHUFFLE = 2  # purpose of the seed
 ATTEMPTS = 5
 
 
@@ -90,6 +90,8 @@ def import_graph(sources: Any, out: str | Path, *, spec: ImportSpec) -> ImportRe
     if not inputs["train"]:
         raise InputError("no sources: name at least one file of edges")
     out = Path(out).absolute()
+    if spec.overwrite:
+        _refuse_sources_inside(out, files)
     with workspace(out, lambda path: spec.overwrite and _is_graph(path)) as root:
         require_space(root, _space_needed(files))
         for attempt in range(ATTEMPTS):
@@ -198,11 +200,34 @@ def _inputs(given: Any) -> list[Any]:
 
 
 def _is_graph(path: Path) -> bool:
+    """Return whether a folder is a graph directory.
+
+    Raises:
+        StorageError: it holds something besides the graph.
+    """
     try:
-        read_manifest(path)
+        manifest = read_manifest(path)
     except FormatError:
         return False
+    files = {path / relative for relative in manifest.files()}
+    known = files | {folder for file in files for folder in file.parents}
+    for folder, folders, names in os.walk(path):
+        for found in sorted(Path(folder, name) for name in (*folders, *names)):
+            if found not in known:
+                raise StorageError(
+                    f"{path}: holds {found.relative_to(path)}, which is no part of the graph; "
+                    "move it away before overwriting the graph"
+                )
     return True
+
+
+def _refuse_sources_inside(out: Path, files: list[Source]) -> None:
+    for source in files:
+        if source.path.resolve().is_relative_to(out.resolve()):
+            raise InputError(
+                f"{source.path}: lies inside {out}, which the import would replace; move it, or "
+                "choose another name for the graph"
+            )
 
 
 def _space_needed(files: list[Source]) -> int:

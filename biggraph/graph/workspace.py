@@ -1,13 +1,14 @@
 """The folder in which a graph directory grows until it is complete and takes its name.
 
-A killed import leaves only this hidden sibling; the next import of the same name removes it. Knows
-nothing of graphs.
+A killed import leaves only hidden siblings of the name; the next import of that name removes them.
+Knows nothing of graphs.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,8 +16,6 @@ from pathlib import Path
 
 from biggraph.errors import StorageError
 from biggraph.graph import disk
-
-LOCK = ".biggraph-import"
 
 
 @contextmanager
@@ -31,28 +30,36 @@ def workspace(out: Path, is_replaceable: Callable[[Path], bool]) -> Iterator[Pat
         StorageError: the name is taken, another import is writing it, or the disk refused.
     """
     folder = out.parent / f".{out.name}.importing"
-    replaced = out.parent / f".{out.name}.replaced"
     try:
         disk.create_folder(out.parent)
-        _recover(out, replaced)
-        _refuse_taken(out, is_replaceable)
-        with _locked(folder):
+        with _locked(out):
+            _recover(out)
+            _refuse_taken(out, is_replaceable)
+            if folder.exists():
+                disk.remove_tree(folder)
             try:
+                disk.create_folder(folder)
                 yield folder
-                disk.remove(folder / LOCK)
-                _publish(folder, out, replaced)
+                _refuse_taken(out, is_replaceable)  # it may have come into being meanwhile
+                _publish(folder, out)
             finally:
-                shutil.rmtree(folder, ignore_errors=True)
+                _discard(folder)
     except OSError as error:
         raise StorageError(_explain(out, error)) from error
+
+
+def replaced_path(out: Path) -> Path:
+    """Return where the old graph lies while a new one takes its name."""
+    return out.parent / f".{out.name}.replaced"
 
 
 def _discard(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _recover(out: Path, replaced: Path) -> None:
+def _recover(out: Path) -> None:
     """Undo or finish a replacement that was interrupted."""
+    replaced = replaced_path(out)
     if replaced.exists() and not out.exists():
         disk.rename(replaced, out)
     elif replaced.exists():
@@ -70,23 +77,33 @@ def _refuse_taken(out: Path, is_replaceable: Callable[[Path], bool]) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, emptying what a killed import left in it."""
-    disk.create_folder(folder)
-    with (folder / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StorageError(f"{folder}: another import is writing this graph") from None
-        for path in folder.iterdir():
-            if path.is_dir():
-                disk.remove_tree(path)
-            elif path.name != LOCK:
-                disk.remove(path)
+def _locked(out: Path) -> Iterator[None]:
+    """Keep other imports of the same name out; the lock's file is removed at the end."""
+    path = out.parent / f".{out.name}.lock"
+    descriptor = _take(path)
+    try:
         yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
-def _publish(folder: Path, out: Path, replaced: Path) -> None:
+def _take(path: Path) -> int:
+    """Open and lock a file that still has its name, whatever others remove meanwhile."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            raise StorageError(f"{path}: another import is writing this graph") from None
+        os.close(descriptor)
+
+
+def _publish(folder: Path, out: Path) -> None:
+    replaced = replaced_path(out)
     if out.exists() and any(out.iterdir()):
         disk.rename(out, replaced)
     disk.rename(folder, out)

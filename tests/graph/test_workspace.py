@@ -73,12 +73,14 @@ def test_a_kill_at_any_operation_leaves_no_graph(
     path, out = source(ROWS), tmp_path / "graph"
     import_graph([path], tmp_path / "whole", spec=ImportSpec(**SPEC))
     expected = digests(Graph.open(tmp_path / "whole"))
+    half_made = 0
     for n in range(2, operations, 7):
-        with monkeypatch.context() as patch:
+        with monkeypatch.context() as patch:  # a process that ends cleans nothing up
             patch.setattr(workspace, "_discard", lambda _: None)
             fail_at(n, Killed())
             with pytest.raises(Killed):
                 import_graph([path], out, spec=ImportSpec(**SPEC))
+        half_made += (tmp_path / ".graph.importing").exists()
         if out.exists():
             assert Graph.open(out).verify() == []
         else:
@@ -89,6 +91,7 @@ def test_a_kill_at_any_operation_leaves_no_graph(
         assert left_over(tmp_path) == ["graph", "whole"]
         assert digests(Graph.open(out)) == expected
         shutil.rmtree(out)
+    assert half_made > 5
 
 
 CHILD = """
@@ -125,7 +128,9 @@ def test_a_killed_process_leaves_the_old_graph_or_none(operation, source, tmp_pa
     assert run_child(path, out, operation, "overwrite") == 9
     assert (tmp_path / ".graph.importing").exists()
     if operation == "rename":
-        with pytest.raises(FormatError):
+        with pytest.raises(
+            FormatError, match=r"the old one lies in .*\.graph\.replaced: rename it"
+        ):
             Graph.open(out)
         with pytest.raises(StorageError, match="exists and is not empty"):
             import_graph([path], out, spec=ImportSpec())  # puts the old graph back first
@@ -176,6 +181,55 @@ def test_two_imports_of_one_name_do_not_meet(source, tmp_path):
             import_graph([path], out, spec=ImportSpec())
         assert folder.exists()
     assert out.exists()
+
+
+def test_two_processes_take_turns_with_the_lock(tmp_path):
+    """A lock whose file was removed by the one before protects nothing: it is taken anew."""
+    out = tmp_path / "graph"
+    with workspace._locked(out):
+        lock = tmp_path / ".graph.lock"
+        assert lock.exists()
+        with pytest.raises(StorageError, match="another import"), workspace._locked(out):
+            pass
+        assert lock.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_comes_into_being_meanwhile_is_not_replaced(tmp_path):
+    out = tmp_path / "graph"
+
+    def work():
+        with workspace.workspace(out, lambda _: False):
+            out.mkdir()
+            (out / "precious").write_text("data")
+
+    with pytest.raises(StorageError, match="exists and is not empty"):
+        work()
+    assert (out / "precious").read_text() == "data"
+    assert left_over(tmp_path) == ["graph"]
+
+
+@pytest.mark.parametrize("extra", ["notes.txt", "edges/run/log", "entities/empty/"])
+def test_a_graph_that_holds_more_is_not_replaced(extra, source, tmp_path):
+    path, out = source(ROWS), tmp_path / "graph"
+    import_graph([path], out, spec=ImportSpec(**SPEC))
+    if extra.endswith("/"):
+        (out / extra).mkdir()
+    else:
+        (out / extra).parent.mkdir(exist_ok=True)
+        (out / extra).write_text("mine")
+    with pytest.raises(StorageError, match=r"holds .*, which is no part of the graph"):
+        import_graph([path], out, spec=ImportSpec(overwrite=True))
+    assert (out / extra).exists()
+
+
+def test_sources_inside_the_graph_are_refused(source, tmp_path):
+    out = tmp_path / "graph"
+    import_graph([source(ROWS)], out, spec=ImportSpec())
+    inside = source(ROWS, "graph/edges.tsv")
+    with pytest.raises(InputError, match=r"edges\.tsv: lies inside .*graph, which the import"):
+        import_graph([inside], out, spec=ImportSpec(overwrite=True))
+    assert inside.exists()
 
 
 def test_too_little_space_is_noticed_before_the_work(source, tmp_path, monkeypatch):
