@@ -97,9 +97,7 @@ class RunDirectory:
         require_run(path)
         run_lock = RunLock.acquire(path)
         try:
-            fence = (
-                layout.highest_fence(path) + 1
-            )  # readers of the old run never meet its names again
+            fence = layout.highest_fence(path) + 1  # a reader of the old run meets no name again
             _prepare(path, config)
             fsops.unlink(path / METRICS)
             first = _first_record(config, facts)
@@ -288,7 +286,8 @@ def check_claimable(path: str | Path) -> None:
         StorageError: it holds something else, is a file, or the file system refused.
     """
     path = Path(path)
-    existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+    with fsops.operation("read", path):
+        existing = next(p for p in (path, *path.absolute().parents) if p.exists())
     if not existing.is_dir():
         raise StorageError(f"{existing}: is a file; give the path of a folder")
     if path.exists() and not is_run(path):
@@ -296,8 +295,10 @@ def check_claimable(path: str | Path) -> None:
 
 
 def is_run(path: str | Path) -> bool:
-    """Tell whether a folder holds a run."""
-    return log.record_path(Path(path) / "log", 0).exists()
+    """Tell whether a folder holds a run; raises StorageError where it cannot be read."""
+    first = log.record_path(Path(path) / "log", 0)
+    with fsops.operation("read", first):
+        return first.exists()
 
 
 def require_run(path: Path) -> None:
@@ -318,28 +319,6 @@ def read_state(path: Path) -> RunState:
         return RunState.replay(records)
     except FormatError as error:
         raise FormatError(f"{path}: {error}") from None
-
-
-def remove_run(path: str | Path) -> None:
-    """Remove a run, to begin anew: the log's first record last, so it can be interrupted.
-
-    Files in the folder that are not the run's stay.
-
-    Raises:
-        FormatError: not a run; nothing is removed.
-        StorageError: another process writes it, or the file system refused.
-    """
-    path = Path(path)
-    require_run(path)
-    run_lock = RunLock.acquire(path)
-    try:
-        others = [*layout.data_files(path), *layout.temporaries(path)]
-        for file in [*others, path / CONFIG, path / METRICS, *reversed(layout.records(path))]:
-            fsops.unlink(file)
-        for name in FOLDERS:
-            fsops.remove_empty_folders(path / name)
-    finally:
-        run_lock.release()
 
 
 def _require_vacant(path: Path) -> None:

@@ -13,7 +13,7 @@ from biggraph.storage import fsops, log
 from biggraph.storage.cache import PartitionCache
 from biggraph.storage.checkpoint import Checkpoint
 from biggraph.storage.log import Record
-from biggraph.storage.run import RunDirectory, is_run, read_state, remove_run
+from biggraph.storage.run import RunDirectory, read_state
 from biggraph.storage.store import DiskStore, initial_table, partition_path
 from biggraph.storage.table import advance_chain
 from biggraph.types import Bucket, PartitionKey
@@ -32,6 +32,10 @@ def path(tmp_path):
 def trained(path):
     train(path)
     return path
+
+
+def recreate(path):
+    return RunDirectory.recreate(path, CONFIG, facts())
 
 
 def data_files(path):
@@ -103,7 +107,7 @@ def test_occupied_folders_are_refused(tmp_path, trained):
 def test_what_is_not_a_run_is_not_resumed_nor_removed(tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("")
-    for use in (RunDirectory.resume, remove_run, Checkpoint.open):
+    for use in (RunDirectory.resume, recreate, Checkpoint.open):
         with pytest.raises(FormatError, match="is not a run"):
             use(tmp_path / "other")
         with pytest.raises(FormatError, match="does not exist"):
@@ -113,20 +117,11 @@ def test_what_is_not_a_run_is_not_resumed_nor_removed(tmp_path):
 
 def test_one_process_writes(trained):
     with RunDirectory.resume(trained):
-        for use in (RunDirectory.resume, remove_run):
+        for use in (RunDirectory.resume, recreate):
             with pytest.raises(StorageError, match=f"process {os.getpid()} on .* is writing"):
                 use(trained)
         assert Checkpoint.open(trained).verify() == []
     RunDirectory.resume(trained).close()
-
-
-def test_removal_leaves_what_is_not_the_runs(trained):
-    (trained / "notes.txt").write_text("keep")
-    remove_run(trained)
-    assert not is_run(trained)
-    assert sorted(p.name for p in trained.iterdir()) == ["lock", "notes.txt"]
-    (trained / "notes.txt").unlink()
-    train(trained)
 
 
 def test_a_beginning_that_failed_can_be_repeated(path):
