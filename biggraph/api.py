@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -70,6 +71,8 @@ def import_graph(  # noqa: PLR0913 - mirrors the command line
         ConfigError: the options do not go together.
         StorageError: `out` holds something else, or the disk refused.
     """
+    if isinstance(sources, str | Path):
+        sources = [sources]
     run_file = _config(config) if config is not None else make_config({})
     section = run_file.import_
     with Reporter(quiet=quiet) as reporter:
@@ -163,15 +166,18 @@ def evaluate(  # noqa: PLR0913 - mirrors the command line
     its_graph = graph_of(opened, graph)
     settings = Settings(split, filtered, candidates, edges, seed)
     if baseline:
-        return evaluation.evaluate_popularity(its_graph, settings, per_relation=per_relation)
+        result = evaluation.evaluate_popularity(its_graph, settings, per_relation=per_relation)
+        return replace(result, about={"scorer": "popularity"})
     with Reporter(quiet=quiet) as reporter:
-        return evaluation.evaluate(
+        result = evaluation.evaluate(
             opened,
             its_graph,
             settings,
             per_relation=per_relation,
             on_progress=lambda done, total: reporter.advance("ranking", done, total),
         )
+    about = {"scorer": "model", "checkpoint": str(opened.path), "snapshot": opened.name}
+    return replace(result, about=about | {"epoch": opened.epoch})
 
 
 def _config(config: Config | str | Path, overrides: Sequence[str] = ()) -> Config:

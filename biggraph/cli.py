@@ -5,17 +5,19 @@ Parses arguments, prints results on stdout and progress on stderr; does no work 
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from biggraph import api, describe
-from biggraph.config import parse_size
+from biggraph.config import parse_candidates, parse_size
 from biggraph.embeddings import Embeddings
 from biggraph.errors import BigGraphError, ConfigError, FormatError
 from biggraph.export import export as write_export
@@ -26,9 +28,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Embed graphs: import an edge list, train, evaluate, query, export.",
+    invoke_without_command=True,
 )
 
+T = TypeVar("T")
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the result to FILE.")]
@@ -100,10 +103,10 @@ def import_(
         valid=valid,
         test=test,
         holdout=parse_holdout(holdout),
-        columns=columns.split(",") if columns else None,
+        columns=[part.strip() for part in columns.split(",")] if columns else None,
         header=header,
         partitions=partitions,
-        memory=parse_memory(memory),
+        memory=None if memory is None else parsed("--memory", parse_size, memory),
         seed=seed,
         skip_bad_lines=skip_bad_lines,
         overwrite=overwrite,
@@ -148,11 +151,13 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Rank true edges among corrupted ones: MRR, mean rank, hits@k."""
+    if json_file and not json_file.parent.is_dir():
+        raise ConfigError(f"--json {json_file}: there is no folder {json_file.parent}")
     result = api.evaluate(
         checkpoint,
         split=split,
         filtered=filtered,
-        candidates=parse_candidates(candidates),
+        candidates=parsed("--candidates", parse_candidates, candidates),
         edges=edges,
         seed=seed,
         per_relation=per_relation,
@@ -161,9 +166,9 @@ def evaluate(
         snapshot=snapshot,
         quiet=quiet,
     )
-    if json_file:
-        json_file.write_text(to_json(result.to_dict()) + "\n", encoding="utf-8")
     print(describe.evaluation_text(result))
+    if json_file:
+        write_text(json_file, to_json(result.to_dict()) + "\n")
 
 
 @app.command(epilog=_example("biggraph neighbors runs/a Q42 -k 5"))
@@ -225,6 +230,7 @@ def export(
         snapshot=snapshot,
         entity_types=entity_type or None,
     )
+    print(f"wrote {out}", file=sys.stderr)
 
 
 @app.command(epilog=_example("biggraph inspect runs/a --verify"))
@@ -237,13 +243,15 @@ def inspect(
 ) -> None:
     """Say what a graph or a checkpoint holds."""
     values = describe.describe(path)
-    print(to_json(values) if as_json else describe.values_text(values))
+    problems = describe.verify(path) if verify else []
     if verify:
-        problems = describe.verify(path)
-        for problem in problems:
-            print(f"problem: {problem}", file=sys.stderr)
-        if problems:
-            raise FormatError(f"{path}: {len(problems)} problems found")
+        values |= {"problems": problems}
+    print(to_json(values) if as_json else describe.values_text(values))
+    for problem in problems:
+        print(f"problem: {problem}", file=sys.stderr)
+    if problems:
+        raise FormatError(f"{path}: {len(problems)} problems found")
+    if verify:
         print("verified: every digest and invariant holds", file=sys.stderr)
 
 
@@ -255,34 +263,41 @@ def parse_holdout(text: str | None) -> dict[str, float]:
     """
     try:
         pairs = [part.split("=") for part in text.split(",")] if text else []
-        return {split: float(share) for split, share in pairs}
+        shares = {split.strip(): float(share) for split, share in pairs}
     except ValueError:
         raise ConfigError(f'--holdout "{text}": expected valid=0.05,test=0.05') from None
+    if len(shares) < len(pairs):
+        raise ConfigError(f'--holdout "{text}": names a split twice')
+    return shares
 
 
-def parse_memory(text: str | None) -> int | None:
-    """Return bytes for "1GiB".
+def parsed(option: str, parse: Callable[[object], T], text: str) -> T:
+    """Return an option's value as `parse` reads it.
 
     Raises:
-        ConfigError: not a size.
+        ConfigError: it cannot be read; the message names the option.
     """
     try:
-        return None if text is None else parse_size(text)
+        return parse(text)
     except ValueError as error:
-        raise ConfigError(f"--memory: {error}") from None
+        raise ConfigError(f"{option}: {error}") from None
 
 
-def parse_candidates(text: str) -> api.Candidates:
-    """Return "all" or a number.
+def write_text(path: Path, text: str) -> None:
+    """Write a file that appears under its name complete or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
-    Raises:
-        ConfigError: neither.
-    """
-    if text == "all":
-        return "all"
-    if not text.isdigit() or int(text) < 1:
-        raise ConfigError(f'--candidates "{text}": expected "all" or a number from 1')
-    return int(text)
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Embed graphs: import an edge list, train, evaluate, query, export."""
+    if version:
+        print(importlib.metadata.version("biggraph"))
+        raise typer.Exit
 
 
 def main() -> None:
@@ -292,12 +307,19 @@ def main() -> None:
     except BigGraphError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        # torch reports a failed allocation as a RuntimeError of this text.
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+            raise
         print(
-            "error: out of memory; lower train.memory or --memory, or import with more partitions",
+            "error: out of memory; lower train.memory, train.batch_size or --memory, or import "
+            "with more partitions",
             file=sys.stderr,
         )
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        sys.exit(130)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)

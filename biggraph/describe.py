@@ -95,7 +95,8 @@ def evaluation_text(result: Evaluation) -> str:
     rows += [_row(name, metrics) for name, metrics in result.relations.items()]
     table = align(rows, header=["", *_SHOWN, "ranks"])
     return (
-        f"{settings.split}: {result.edges:,} edges, {kind}, {candidates}, ties ranked midway\n"
+        f"{_subject(result.about)}{settings.split}: {result.edges:,} edges, {kind}, {candidates}, "
+        f"ties ranked midway\n"
         f"{table}\n{result.seconds:.1f} s ({result.edges_per_s:,.0f} edges/s)"
     )
 
@@ -123,6 +124,14 @@ def values_text(values: Mapping[str, Any], indent: str = "") -> str:
             shown = f"{value:,}" if isinstance(value, int) and value > 9999 else value
             lines.append(f"{indent}{key}: {shown}")
     return "\n".join(line for line in lines if line)
+
+
+def _subject(about: Mapping[str, Any]) -> str:
+    if about.get("scorer") == "popularity":
+        return "popularity baseline  "
+    if "snapshot" in about:
+        return f"{about['checkpoint']}, {about['snapshot']} (epoch {about['epoch']})  "
+    return ""
 
 
 def _row(name: str, metrics: Metrics) -> list[object]:
@@ -164,7 +173,7 @@ def _run_values(checkpoint: Checkpoint) -> dict[str, Any]:
         "epochs_wanted": config.train.epochs,
         "buckets_done_in_this_epoch": len(state.done),
         "edges_trained": sum(state.edges.values()),
-        "commits": state.number - 1,
+        "commits": sum(len(commits) for commits in state.stats.values()),
         "snapshots": [
             {"name": name, "epoch": kept.epoch} for name, kept in state.snapshots.items()
         ],

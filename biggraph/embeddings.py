@@ -93,7 +93,11 @@ class Embeddings:
         return self.vector(name)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and bool(self.graph.find(name))
+        try:
+            self._resolve([str(name)], None)
+        except InputError:
+            return False
+        return True
 
     def vector(self, name: str, entity_type: str | None = None) -> FloatArray:
         """Return the embedding of an entity, float32, shape [D].

@@ -16,6 +16,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+# Without a terminal, long work says how far it has come this often.
+_SECONDS_BETWEEN_LINES = 30.0
+
 
 class MetricsLog:
     """Appends one JSON object a line to a file; a line that a crash tore is cut off on opening.
@@ -57,6 +60,7 @@ class Reporter:
         self._console = Console(file=sys.stderr, quiet=quiet, highlight=False, soft_wrap=True)
         self._progress: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
+        self._said = time.monotonic()
 
     def __enter__(self) -> Reporter:
         if self._console.is_terminal and not self._quiet:
@@ -83,6 +87,13 @@ class Reporter:
             self._progress = None
             self._tasks.clear()
 
+    def _say_now_and_then(self, name: str, done: float, total: float | None, note: str) -> None:
+        if time.monotonic() - self._said < _SECONDS_BETWEEN_LINES:
+            return
+        self._said = time.monotonic()
+        share = f"{100 * done / total:.0f}%" if total else f"{done:,.0f}"
+        self.say(f"{name}  {share}  {note}".rstrip())
+
     def say(self, message: str) -> None:
         """Print a line for people."""
         self._console.print(message, markup=False)
@@ -97,6 +108,7 @@ class Reporter:
             note: shown behind the bar, such as a rate.
         """
         if self._progress is None:
+            self._say_now_and_then(name, done, total, note)
             return
         if name not in self._tasks:
             for task in self._tasks.values():

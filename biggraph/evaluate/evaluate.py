@@ -63,6 +63,7 @@ class Evaluation:
         seconds: how long it took.
         edges: how many edges were evaluated.
         relations: metrics by relation name, if asked for; only relations that have edges.
+        about: what was evaluated, such as checkpoint, snapshot and epoch.
     """
 
     metrics: Metrics
@@ -70,6 +71,7 @@ class Evaluation:
     seconds: float
     edges: int
     relations: Mapping[str, Metrics] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def edges_per_s(self) -> float:
@@ -78,7 +80,12 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON: settings, metrics, and metrics by relation if asked for."""
-        values = asdict(self.settings) | {"edges": self.edges} | self.metrics.to_dict()
+        values = (
+            dict(self.about)
+            | asdict(self.settings)
+            | {"edges": self.edges}
+            | self.metrics.to_dict()
+        )
         values |= {"seconds": self.seconds, "edges_per_s": self.edges_per_s}
         if self.relations:
             values["relations"] = {name: m.to_dict() for name, m in self.relations.items()}
