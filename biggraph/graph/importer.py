@@ -123,9 +123,11 @@ def _map(plan: Plan, inputs: dict[str, list[Any]], counts: _Counts) -> Mapper:
     """Stage one."""
     for name in ("names", "entities", *(f"hashed-{split}" for split in SPLITS)):
         disk.create_folder(plan.folder(name))
+    spec = plan.spec
+    how = Reading(spec.columns, spec.header, min(plan.share(128), 1 << 22), counts.skipped)
     with Mapper(plan) as mapper:
         for split, items in inputs.items():
-            for batch in ahead(_batches(plan, items, counts.skipped)):
+            for batch in ahead(_batches(plan, items, how)):
                 mapper.add(split, batch)
                 counts.rows[split] = counts.rows.get(split, 0) + len(batch.lines)
     if not counts.rows.get("train"):
@@ -133,9 +135,7 @@ def _map(plan: Plan, inputs: dict[str, list[Any]], counts: _Counts) -> Mapper:
     return mapper
 
 
-def _batches(plan: Plan, items: list[Any], skipped: Skipped) -> Iterator[Batch]:
-    spec = plan.spec
-    how = Reading(spec.columns, spec.header, min(plan.share(128), 1 << 22), skipped)
+def _batches(plan: Plan, items: list[Any], how: Reading) -> Iterator[Batch]:
     total = sum(item.size for item in items if isinstance(item, Source))
     done = 0
     for item in items:

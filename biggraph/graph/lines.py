@@ -161,7 +161,7 @@ class Delimited:
         except ValueError as error:
             return str(error)
         if len(fields) != self.width:
-            return f"{_plural(len(fields), 'column')}, expected {self.width}"
+            return f"{plural(len(fields), 'column')}, expected {self.width}"
         for what, position in zip(("head", "relation", "tail"), self.positions, strict=False):
             if position != NO_COLUMN and not fields[position]:
                 return f"empty {what}"
@@ -274,5 +274,6 @@ def _has_empty(column: pa.Array) -> bool:
     return len(column) > 0 and pc.min(pc.binary_length(column)).as_py() == 0
 
 
-def _plural(count: int, word: str) -> str:
+def plural(count: int, word: str) -> str:
+    """Return a count with its word, such as "1 column" or "2 columns"."""
     return f"{count} {word}" + ("" if count == 1 else "s")

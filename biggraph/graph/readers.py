@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from biggraph.errors import InputError, did_you_mean
+from biggraph.errors import InputError
+from biggraph.graph.columns import begins_with_header, choose_columns
 from biggraph.graph.lines import (
     NO_COLUMN,
     Block,
@@ -26,13 +27,11 @@ from biggraph.graph.lines import (
     NTriples,
     Positions,
     blocks,
+    plural,
     sift,
 )
 from biggraph.graph.sources import Source, open_text
 from biggraph.types import FloatArray, IntArray
-
-DEFAULT_NAMES = ("head", "relation", "tail", "weight")
-NO_RELATION = "-"
 
 
 class Batch(NamedTuple):
@@ -82,6 +81,22 @@ class Reading:
     header: bool | None
     size: int
     skipped: Skipped
+    widths: dict[int, str] = field(default_factory=dict)
+
+    def agree(self, label: str, positions: Positions) -> None:
+        """Refuse a file that says its edges by another number of columns than the one before.
+
+        Raises:
+            InputError: names both files.
+        """
+        width = len(_used(positions))
+        for other, before in self.widths.items():
+            if other != width:
+                raise InputError(
+                    f"{label}: read as {plural(width, 'column')}, but {before} as {other}; "
+                    "say by columns which to read, or import one of them alone"
+                )
+        self.widths.setdefault(width, label)
 
 
 def read_source(source: Source, how: Reading, at: Callable[[int], None]) -> Iterator[Batch]:
@@ -160,77 +175,36 @@ def _start(source: Source, how: Reading, block: Block) -> tuple[LineFormat, Bloc
     label, delimiter = str(source.path), "," if source.kind == "csv" else "\t"
     first = Delimited(delimiter, 0, Positions(0, 0, 0, 0))
     lines = block.text.splitlines(keepends=True)
-    skip = next((i for i, line in enumerate(lines) if not first.is_blank(line)), len(lines) - 1)
+    filled = [i for i, line in enumerate(lines) if not first.is_blank(line)][:2]
+    places = [f"{label}:{block.first_line + i}" for i in filled]
     try:
-        fields = first.fields(lines[skip])
+        fields = first.fields(lines[filled[0]])
     except ValueError as error:
-        raise InputError(f"{label}:{block.first_line + skip}: {error}") from None
+        raise InputError(f"{places[0]}: {error}") from None
     has_header = how.header
     if has_header is None:
-        has_header = _expects_header(how.columns, fields)
-    place = f"{label}:{block.first_line + skip}"
-    positions = choose_columns(how.columns, fields, place, named=has_header)
+        has_header = begins_with_header(how.columns, fields, places[0])
+    positions = choose_columns(how.columns, fields, places[0], named=has_header)
+    if len(filled) == 2:
+        _refuse_other_width(first, lines[filled[1]], len(fields), places)
+    how.agree(label, positions)
     if has_header:
-        text = b"".join(lines[skip + 1 :])
-        block = Block(text, block.first_line + skip + 1)
+        text = b"".join(lines[filled[0] + 1 :])
+        block = Block(text, block.first_line + filled[0] + 1)
     return Delimited(delimiter, len(fields), positions), block
 
 
-def _expects_header(columns: Sequence[str] | None, fields: Sequence[str]) -> bool:
-    if columns is None:
-        lowered = tuple(text.strip().lower() for text in fields)
-        return lowered in (DEFAULT_NAMES, DEFAULT_NAMES[:3], ("head", "tail"))
-    return any(not (name.isdecimal() or name == NO_RELATION) for name in columns)
-
-
-def choose_columns(
-    columns: Sequence[str] | None, fields: Sequence[str], place: str, *, named: bool
-) -> Positions:
-    """Return the positions of head, relation, tail and weight among `fields`.
-
-    Args:
-        columns: names or positions as the user gave them; None: judged by their number.
-        fields: column names (or the first line, where `named` is false).
-        place: names the source in errors.
-        named: whether `fields` are names.
-
-    Raises:
-        InputError: a column does not exist, or it is not clear which to read.
-    """
-    if columns is None:
-        columns = _default_columns(fields, place, named)
-    found = [_position(name, fields, place, named) for name in columns]
-    if len(found) == 2:
-        return Positions(found[0], NO_COLUMN, found[1], NO_COLUMN)
-    weight = found[3] if len(found) == 4 else NO_COLUMN
-    return Positions(found[0], found[1], found[2], weight)
-
-
-def _default_columns(fields: Sequence[str], place: str, named: bool) -> Sequence[str]:
-    if named and set(DEFAULT_NAMES[:3]) <= set(fields):
-        return [name for name in DEFAULT_NAMES if name in fields]
-    if len(fields) not in (2, 3, 4):
-        shown = ", ".join(repr(text[:30]) for text in fields[:6])
+def _refuse_other_width(lines: Delimited, second: bytes, width: int, places: list[str]) -> None:
+    """Refuse a file whose first line cannot tell how many columns there are."""
+    try:
+        found = len(lines.fields(second))
+    except ValueError:
+        return  # reported, or skipped, as any other line
+    if found != width:
         raise InputError(
-            f"{place}: found {len(fields)} columns ({shown}); say which to read, such as "
-            "columns=0,1,2 for head, relation, tail"
+            f"{places[1]}: {plural(found, 'column')}, expected {width} as in {places[0]}; "
+            "make the first two lines agree"
         )
-    return [str(position) for position in range(len(fields))]
-
-
-def _position(name: str, fields: Sequence[str], place: str, named: bool) -> int:
-    if name == NO_RELATION:
-        return NO_COLUMN
-    if named and name in fields:
-        if list(fields).count(name) > 1:
-            raise InputError(f'{place}: two columns are named "{name}"; give positions from 0')
-        return list(fields).index(name)
-    if name.isdecimal():
-        if int(name) < len(fields):
-            return int(name)
-        raise InputError(f"{place}: no column {name}; there are {len(fields)}, counted from 0")
-    remedy = did_you_mean(name, [text[:40] for text in fields])
-    raise InputError(f'{place}: no column named "{name}"{remedy}; positions from 0 work too')
 
 
 def _used(positions: Positions) -> list[int]:
@@ -242,6 +216,7 @@ def _read_parquet(source: Source, how: Reading, at: Callable[[int], None]) -> It
     try:
         file = pq.ParquetFile(source.path, pre_buffer=False, buffer_size=1 << 20)
         positions = choose_columns(how.columns, file.schema_arrow.names, label, named=True)
+        how.agree(label, positions)
         names = [file.schema_arrow.names[position] for position in _used(positions)]
         total = max(file.metadata.num_rows, 1)
         for batch in file.iter_batches(batch_size=how.size // 64 + 1, columns=names):

@@ -64,7 +64,7 @@ def refuse(tmp_path):
         ("a\tr\tb\t1\na\tr\tb\tx\n", 2, 'weight "x" is not a number'),
         ("a\tr\tb\t1\na\tr\tb\t\n", 2, 'weight "" is not a number'),
         ("a\tb\tc\td\te\n", 1, "found 5 columns"),
-        ("a\n", 1, "found 1 columns"),
+        ("a\n", 1, "found 1 column "),
         (b"\xc3\x28\tr\tb\n", 1, "not valid UTF-8"),
     ],
 )
@@ -81,12 +81,12 @@ def test_a_bad_line_far_into_a_file_is_counted_right(source, refuse):
 
 
 def test_skipping_reports_lines_and_keeps_the_rest(source, build, triples):
-    path = source(b"a\tr\tb\nbad\n\nb\tr\tc\n\xff\tr\tb\n")
+    path = source(b"a\tr\tb\nb\tr\tc\n\nbad\n\xff\tr\tb\n")
     graph = build([path], skip_bad_lines=True)
     report = build.reports[-1]
     assert triples(graph) == EXPECTED
     assert report.skipped_count == 2
-    assert [(file, line) for file, line, _ in report.skipped] == [(str(path), 2), (str(path), 5)]
+    assert [(file, line) for file, line, _ in report.skipped] == [(str(path), 4), (str(path), 5)]
     assert report.rows == {"train": 2}
 
 
@@ -146,6 +146,65 @@ def test_headers_and_columns_by_name(source, build, triples):
         assert triples(build([source(text)], **options)) == EXPECTED
     csv = source(text.replace("\t", ","), "a.csv")
     assert triples(build([csv], columns=["from", "kind", "to", "w"])) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [
+        ("head\trelation\ttail\na\tr\tb\nb\tr\tc\n", ["0", "1", "2"]),
+        ("Head\tRelation\tTail\tWeight\na\tr\tb\t1\nb\tr\tc\t1\n", ["0", "1", "2", "3"]),
+        ("head\ttail\na\tb\nb\tc\n", ["0", "1"]),
+        ("head\ttail\na\tb\nb\tc\n", None),
+    ],
+)
+def test_a_header_of_default_names_is_skipped(source, build, triples, text, columns):
+    found = triples(build([source(text)], columns=columns))
+    assert {(h, t) for h, _, t, _ in found} == {("a", "b"), ("b", "c")}
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize(
+    "first", ["source\ttarget", "From\tTo\tweight", "subject\tpredicate\tobject", "tail\thead"]
+)
+def test_what_may_be_a_header_is_asked_for(source, refuse, build, first):
+    edge = "\t".join(["1", "2", "3"][: first.count("\t") + 1])
+    path = source(f"{first}\n{edge}\n")
+    assert f"{path}:1: looks like a header (" in refuse([path])
+    build([path], header=True)
+    assert build.reports[-1].rows == {"train": 1}
+    build([path], header=False)
+    assert build.reports[-1].rows == {"train": 2}
+
+
+def test_default_names_are_found_in_any_order(source, build, triples, refuse, tmp_path):
+    text = "tail\thead\nb\ta\nc\tb\n"
+    expected = {("a", "edge", "b", 1.0): 1, ("b", "edge", "c", 1.0): 1}
+    assert triples(build([source(text)], header=True)) == expected
+    table = parquet(tmp_path / "a.parquet", {"tail": ["b", "c"], "head": ["a", "b"]})
+    assert triples(build([table])) == expected
+    weighted = source("weight\ttail\thead\n2\tb\ta\n", "w.tsv")
+    assert triples(build([weighted], header=True)) == {("a", "edge", "b", 2.0): 1}
+    other = source("tail\tcolour\thead\nb\tred\ta\n", "o.tsv")
+    assert "found 3 columns ('tail', 'colour', 'head'); say which" in refuse([other], header=True)
+
+
+@pytest.mark.parametrize(
+    "text", ["a b c\na\tr\tb\n", "\na\tr\tb\n\na\tr\nb\tr\tc\n", "h\tt\na\tr\tb\n"]
+)
+def test_a_first_line_that_cannot_tell_the_width_is_refused(source, refuse, text):
+    path = source(text)
+    line = 2 if text[0] != "\n" else 4
+    for header in (False, True):
+        message = refuse([path], columns=["0", "0"], skip_bad_lines=True, header=header)
+        assert re.search(rf"^{path}:{line}: \d columns, expected \d as in {path}:\d;", message)
+
+
+def test_files_that_disagree_in_columns_are_refused(source, refuse, build):
+    two, three = source("a\tb\n", "two.tsv"), source("a\tr\tb\n", "three.tsv")
+    expected = f"{three}: read as 3 columns, but {two} as 2; say by columns which to read"
+    assert expected in refuse([two, three])
+    assert expected in refuse([two], test=[three])
+    build([two, three], columns=["0", "1"])
 
 
 def test_two_columns_have_one_relation(source, build, triples):
@@ -256,7 +315,7 @@ def test_parquet_types(tmp_path, build, triples):
         ({"a": ["a"], "b": ["r"], "c": ["b"], "d": [-1.0]}, ":1: weight is not a finite number"),
         ({"a": ["a"], "b": ["r"], "c": ["b"], "d": [None]}, "weight"),
         ({"a": ["a"], "b": ["r"], "c": ["b"], "d": ["x"]}, "weight column has type string"),
-        ({"a": ["a"]}, "found 1 columns"),
+        ({"a": ["a"]}, "found 1 column "),
         ({"head": [b"\xff"], "relation": ["r"], "tail": ["b"]}, "UTF8"),
     ],
 )
