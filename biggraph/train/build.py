@@ -239,6 +239,7 @@ def _bucket_trainer(config: Config, model: Model, state: RunState, threads: int)
         n3=config.regularizer.n3,
         lr=lr,
         relation_lr=config.optimizer.relation_lr or lr,
+        batch_size=config.train.batch_size,
     )
     totals = {entity.name: entity.count for entity in state.facts.schema.entities}
     maker = BatchMaker(

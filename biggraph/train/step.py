@@ -40,6 +40,9 @@ class StepSettings:
         n3: weight of the N3 regularizer.
         lr: learning rate of rows.
         relation_lr: learning rate of relation parameters.
+        batch_size: edges of a full batch. Every batch is divided by it, not by its own size: the
+            few edges of a bucket's or a small group's last batch would else count many times over,
+            and Adagrad would never forget their gradients.
     """
 
     loss: Loss
@@ -47,6 +50,7 @@ class StepSettings:
     n3: float
     lr: float
     relation_lr: float
+    batch_size: int
 
 
 class _Leaf:
@@ -199,13 +203,12 @@ def train_step(
         regularization.
     """
     rows, relations = _Rows(tables, outside, batch), _Relations(model, batch)
-    num_edges = batch.num_edges
     loss, penalty = batch_loss(model, settings, batch, rows, relations)
-    total = (loss + penalty) / num_edges
+    total = (loss + penalty) / settings.batch_size
     torch.autograd.backward(total)
     rows.adagrad_(settings.lr)
     relations.adagrad_(settings.relation_lr)
-    return float(loss.detach()) / num_edges
+    return float(loss.detach()) / batch.num_edges
 
 
 def batch_loss(
