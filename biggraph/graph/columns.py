@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 from biggraph.errors import InputError, did_you_mean
 from biggraph.graph.lines import NO_COLUMN, Positions, plural
+from biggraph.graph.spec import NO_RELATION
 
 DEFAULT_NAMES = ("head", "relation", "tail", "weight")
-NO_RELATION = "-"
 HEADER_WORDS = {
     "head",
     "relation",

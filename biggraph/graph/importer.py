@@ -48,7 +48,7 @@ from biggraph.graph.readers import (
     read_table,
 )
 from biggraph.graph.sources import Source, expand, refuse_repeats
-from biggraph.graph.spec import SPLITS, ImportReport, ImportSpec, check_spec
+from biggraph.graph.spec import SPLITS, ImportReport, ImportSpec, check_spec, is_given
 from biggraph.graph.threads import ahead, side_by_side
 from biggraph.graph.workspace import require_space, workspace
 from biggraph.graph.writing import write_graph
@@ -160,6 +160,8 @@ def _relation_table(plan: Plan, found: Relations, counts: _Counts) -> RelationTa
     by_name = dict(zip(found.names, found.counts, strict=True))
     names = list(found.listed) if found.listed else sorted(by_name)
     kept = [name for name in names if by_name.get(name, 0) >= minimum or minimum == 1]
+    if not kept:
+        raise InputError(f"no relations left: none has {minimum} edges; lower min_relation_count")
     counts.dropped_relations = len(names) - len(kept)
     final = {name: i for i, name in enumerate(kept)}
     types = {name: i for i, name in enumerate(plan.types)}
@@ -194,6 +196,8 @@ def _edges(plan: Plan, relations: RelationTable, counts: _Counts) -> None:
 
 def _inputs(given: Any) -> list[Any]:
     """Return the sources of one split: files, or a table."""
+    if not is_given(given):
+        return []
     if is_table(given):
         return [given]
     return list(expand(path_list(given)))

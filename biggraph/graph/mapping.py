@@ -20,7 +20,7 @@ from biggraph.graph.spec import DEFAULT_RELATION, DEFAULT_TYPE
 from biggraph.graph.spill import Spill, select, to_rows
 from biggraph.types import IntArray
 
-NAME_SCHEMA = pa.schema({"hi": pa.uint64(), "lo": pa.uint64(), "name": pa.string()})
+NAME_SCHEMA = pa.schema({"hi": pa.uint64(), "lo": pa.uint64(), "name": pa.large_string()})
 HASHED_SCHEMA = pa.schema(
     {
         **{f"{side}_{lane}": pa.uint64() for side in ("lhs", "rhs") for lane in ("hi", "lo")},
@@ -163,7 +163,7 @@ class _HashedSide(NamedTuple):
 
 
 def _hash_side(plan: Plan, names: pa.Array, types: IntArray) -> _HashedSide:
-    names = names.cast(pa.string())
+    names = names.cast(pa.large_string())
     hashes = hash_names(names, plan.salts[types])
     partition = (hashes.hi % plan.partitions.astype(np.uint64)[types]).astype(np.int64)
     return _HashedSide(names, types, hashes, partition)

@@ -118,12 +118,24 @@ def read_table(table: Any, how: Reading, label: str) -> Iterator[Batch]:
         InputError: a column is missing, or a value is not a name or a weight.
     """
     if not isinstance(table, pa.Table):
-        table = pa.Table.from_pandas(table, preserve_index=False)
+        table = _from_frame(table, label)
     positions = choose_columns(how.columns, table.schema.names, label, named=True)
     row = 1
     for batch in table.select(_used(positions)).to_batches(max_chunksize=how.size // 64 + 1):
         yield _from_rows(batch, positions, (label, row), how.skipped)
         row += batch.num_rows
+
+
+def _from_frame(frame: Any, label: str) -> pa.Table:
+    """Return a pandas frame as a Table; names its first column that mixes types."""
+    for position, name in enumerate(frame.columns):
+        try:
+            pa.Array.from_pandas(frame.iloc[:, position])
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise InputError(
+                f'{label}: column "{name}" mixes types ({error}); make its values all strings'
+            ) from None
+    return pa.Table.from_pandas(frame, preserve_index=False)
 
 
 def _read_text(source: Source, how: Reading, at: Callable[[int], None]) -> Iterator[Batch]:
@@ -239,7 +251,7 @@ def _from_rows(
     lines = np.arange(first_row, first_row + batch.num_rows)
     bad = np.zeros(batch.num_rows, np.bool_)
     names = {"head": lhs, "relation": rel, "tail": rhs}
-    names = {what: None if c is None else _as_names(c, what, label) for what, c in names.items()}
+    names = {what: None if c is None else _as_names(c, what, start) for what, c in names.items()}
     reasons = {what: _missing(column) for what, column in names.items() if column is not None}
     weights = None if weight is None else _as_weights(weight, label)
     if weights is not None:
@@ -263,18 +275,36 @@ def _missing(column: pa.Array) -> NDArray[np.bool_]:
     return missing
 
 
-def _as_names(column: pa.Array, what: str, label: str) -> pa.Array:
-    """Return a column as strings: integers in decimal, bytes as UTF-8."""
+def _as_names(column: pa.Array, what: str, start: tuple[str, int]) -> pa.Array:
+    """Return a column as strings: integers in decimal, bytes as UTF-8.
+
+    Raises:
+        InputError: another type, or not UTF-8; names the row.
+    """
+    label, first_row = start
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     kind = column.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        column.validate(full=True)
-        return column
-    textual = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_string_view)
-    if pa.types.is_integer(kind) or any(test(kind) for test in textual):
+    if pa.types.is_integer(kind):
         return pc.cast(column, pa.string())
-    raise InputError(f"{label}: {what} column has type {kind}; names are strings or integers")
+    textual = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    binary = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    if not any(test(kind) for test in (*textual, *binary, pa.types.is_fixed_size_binary)):
+        raise InputError(f"{label}: {what} column has type {kind}; names are strings or integers")
+    column = column.cast(pa.large_binary())
+    try:
+        return column.cast(pa.large_string())
+    except pa.ArrowInvalid:
+        row = first_row + next(i for i, name in enumerate(column) if not _is_utf8(name.as_py()))
+        raise InputError(f"{label}:{row}: {what} is not valid UTF-8") from None
+
+
+def _is_utf8(name: bytes | None) -> bool:
+    try:
+        (name or b"").decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _as_weights(column: pa.Array, label: str) -> FloatArray:

@@ -13,6 +13,8 @@ SPLITS = ("train", "valid", "test")
 DEFAULT_TYPE = "entity"
 DEFAULT_RELATION = "edge"
 MAX_PARTITIONS = 1 << 15
+MIN_MEMORY = 1 << 24
+NO_RELATION = "-"
 
 Progress = Callable[[str, int, "int | None"], None]
 
@@ -119,7 +121,11 @@ def check_spec(spec: ImportSpec) -> None:
     for name, partitions in {"partitions": spec.partitions, **_dotted(spec.entities)}.items():
         if not 1 <= partitions <= MAX_PARTITIONS:
             raise ConfigError(f"{name} = {partitions}: must be from 1 to {MAX_PARTITIONS}")
-    for name in ("min_entity_count", "min_relation_count", "memory"):
+    if spec.memory < MIN_MEMORY:
+        raise ConfigError(
+            f"memory = {spec.memory}: must be at least {MIN_MEMORY >> 20} MiB ({MIN_MEMORY} bytes)"
+        )
+    for name in ("min_entity_count", "min_relation_count"):
         if getattr(spec, name) < 1:
             raise ConfigError(f"{name} = {getattr(spec, name)}: must be at least 1")
     if spec.seed < 0:
@@ -133,10 +139,26 @@ def check_spec(spec: ImportSpec) -> None:
             f'entities.{unused}: no relation has entities of type "{unused}"; name the type in '
             f"[[relations]] or remove it{did_you_mean(unused, spec.type_names)}"
         )
-    if spec.columns is not None and len(spec.columns) not in (2, 3, 4):
+    _check_columns(spec.columns)
+
+
+def _check_columns(columns: Sequence[str] | None) -> None:
+    if columns is None:
+        return
+    shown = f"columns = {','.join(columns)}"
+    if len(columns) not in (2, 3, 4):
+        raise ConfigError(f"{shown}: expected head,relation,tail[,weight] or head,tail")
+    if NO_RELATION in columns and [i for i, n in enumerate(columns) if n == NO_RELATION] != [1]:
         raise ConfigError(
-            f"columns = {','.join(spec.columns)}: expected head,relation,tail[,weight] or head,tail"
+            f'{shown}: "-" stands for no relation, the second of head,relation,tail[,weight]'
         )
+    if NO_RELATION in columns and len(columns) == 2:
+        raise ConfigError(f'{shown}: "-" leaves no tail; give head,tail or head,-,tail')
+
+
+def is_given(sources: Any) -> bool:
+    """Return whether a split has sources: a path, a table, or a sequence that is not empty."""
+    return sources is not None and not (isinstance(sources, Sequence) and len(sources) == 0)
 
 
 def _dotted(entities: Mapping[str, int]) -> dict[str, int]:
@@ -150,7 +172,7 @@ def _check_holdout(spec: ImportSpec) -> None:
         if not 0 < fraction < 1:
             raise ConfigError(f"holdout.{split} = {fraction}: must be between 0 and 1")
         given = spec.valid if split == "valid" else spec.test
-        if len(given):
+        if is_given(given):
             raise ConfigError(f"holdout.{split}: files for {split} are given too; choose one")
     if sum(spec.holdout.values()) >= 1:
         raise ConfigError(

@@ -3,17 +3,19 @@
 import hashlib
 from collections import Counter
 
-import hypothesis
 import pytest
 
+from biggraph.graph import spec
 from biggraph.graph.graph import Graph
 from biggraph.graph.importer import import_graph
 from biggraph.graph.spec import ImportSpec
 from biggraph.types import PartitionKey
 
-# The first call of a kernel compiles it: examples have no deadline.
-hypothesis.settings.register_profile("importer", deadline=None)
-hypothesis.settings.load_profile("importer")
+
+@pytest.fixture
+def any_memory(monkeypatch):
+    """Allow budgets so small that a few thousand edges are cut into ranges."""
+    monkeypatch.setattr(spec, "MIN_MEMORY", 1)
 
 
 @pytest.fixture

@@ -293,7 +293,9 @@ def test_verify_finds_wrong_degrees_and_relation_counts(graph):
     assert any("edges per relation" in problem for problem in Graph.open(graph.path).verify())
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_mutated_files_are_refused(graph, data):
     """A random change of any file is noticed, and the original is accepted again."""

@@ -1,7 +1,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from biggraph.graph.hashing import (
@@ -59,6 +59,7 @@ def test_hash_equals_the_published_vectors():
     assert [hex(h) for h in hashes.lo] == ["0x5b1e906a48ae1d19", "0x0", "0x7a433ca9c49a9347"]
 
 
+@settings(deadline=None)
 @given(names, st.integers(0, 2**64 - 1))
 def test_hash_equals_the_reference(texts, salt):
     hashes = hashed(texts, salt)
@@ -76,6 +77,7 @@ def test_hash_reads_slices_and_large_strings_alike():
         np.testing.assert_array_equal(found.lo, expected.lo)
 
 
+@settings(deadline=None)
 @given(names, st.integers(1, 5))
 def test_partition_and_rank_are_a_bijection(texts, partitions):
     texts = sorted(set(texts))
@@ -93,6 +95,7 @@ def test_partition_and_rank_are_a_bijection(texts, partitions):
     assert len(places) == len(texts)
 
 
+@settings(deadline=None)
 @given(
     st.sets(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=12),
     st.sampled_from([1, 2**33, 2**62]),
@@ -109,6 +112,7 @@ def test_index_finds_present_hashes_and_no_others(pairs, scale, first):
     assert out.tolist() == expected
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2))))
 def test_order_sorts_by_both_lanes(pairs):
     hashes = Hashes(*(np.array([pair[k] for pair in pairs], np.uint64) for k in (0, 1)))
@@ -163,6 +167,7 @@ def test_recent_names_know_long_names_by_their_hashes():
     assert marked(recent, [long + "z"], lo=2, hi=1) == [True]  # the same slot
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(-2, 2), st.integers(-2, 2))), st.integers(0, 2**63 - 1))
 def test_mixing_depends_on_values_only(rows, seed):
     a, b = (np.array([row[k] for row in rows], np.int64) for k in (0, 1))

@@ -1,5 +1,6 @@
 import random
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -44,7 +45,9 @@ def write(path, rows):
     return path
 
 
-@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(train=rows, test=rows, partitions=st.integers(1, 4), shuffle=st.randoms())
 def test_round_trip_whatever_the_order(train, test, partitions, shuffle, tmp_path_factory, triples):
     """What is read back is what a Counter holds; permuted lines and files give the same bytes."""
@@ -85,7 +88,7 @@ def check_dictionary(graph, train, test):
     assert graph.relation_counts == tuple(counts[r] for r in relations)
 
 
-def test_little_memory_gives_the_same_bytes(source, build, digests):
+def test_little_memory_gives_the_same_bytes(source, build, digests, any_memory):
     lines = random_rows(9000, entities=3000) + [("hub", "r0", "e1")] * 500
     path = source(lines)
     options = {"partitions": 2, "holdout": {"valid": 0.1}, "min_entity_count": 2}
@@ -280,6 +283,50 @@ def test_tables_and_frames(build, triples):
         assert triples(graph, "test") == plain([("3", "r0", "1"), ("4", "r1", "2")])
 
 
+def test_a_split_may_be_none_or_one_path(source, build, triples):
+    path, held = source(random_rows(20)), source(random_rows(5, seed=1), "held.tsv")
+    graph = build([path], valid=None, test=held)
+    assert "valid" not in graph.splits
+    assert triples(graph, "test") == plain(random_rows(5, seed=1))
+
+
+@pytest.mark.parametrize("relations", [[], [("r0", "a", "b"), ("r1", "b", "c")]])
+def test_dropping_all_relations_is_refused(source, tmp_path, relations):
+    path = source([("a", "r0", "b"), ("b", "r1", "c")])
+    with pytest.raises(InputError, match="no relations left: none has 9 edges; lower min_relation"):
+        import_graph(
+            [path], tmp_path / "g", spec=ImportSpec(relations=relations, min_relation_count=9)
+        )
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (
+            pd.DataFrame({"head": ["a", 1], "relation": ["r", "r"], "tail": ["b", "c"]}),
+            'table: column "head" mixes types',
+        ),
+        (
+            pa.table({"head": ["a", "b"], "relation": ["r", "r"], "tail": [b"b", b"\xff"]}),
+            "table:2: tail is not valid UTF-8",
+        ),
+        (
+            pa.table(
+                {
+                    "head": pa.array([b"a", b"\xff"]).view(pa.string()),
+                    "relation": ["r", "r"],
+                    "tail": ["b", "c"],
+                }
+            ),
+            "table:2: head is not valid UTF-8",
+        ),
+    ],
+)
+def test_tables_that_hold_no_names_are_refused(table, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        import_graph(table, tmp_path / "g", spec=ImportSpec())
+
+
 def test_colliding_hashes_are_reseeded(source, build, triples, monkeypatch):
     """With a hash that cannot tell names apart, the import notices and takes another seed."""
     strong, salts = hashing.hash_names, []
@@ -333,7 +380,12 @@ def test_report(source, build):
         ({"columns": ["a"]}, "columns = a: expected head,relation,tail"),
         ({"relations": [("r", "a", "b"), ("r", "a", "b")]}, '"r" is defined twice'),
         ({"seed": -1}, "seed = -1"),
-        ({"memory": 0}, "memory = 0"),
+        ({"memory": (16 << 20) - 1}, "memory = 16777215: must be at least 16 MiB"),
+        ({"columns": ["-", "a", "b"]}, 'columns = -,a,b: "-" stands for no relation, the second'),
+        ({"columns": ["a", "-", "-"]}, 'columns = a,-,-: "-" stands for no relation, the second'),
+        ({"columns": ["a", "-"]}, 'columns = a,-: "-" leaves no tail'),
+        ({"holdout": {"valid": 0.1}, "valid": Path("x")}, "files for valid are given too"),
+        ({"holdout": {"test": 0.1}, "test": pa.table({"a": []})}, "files for test are given too"),
     ],
 )
 def test_impossible_options_are_refused(source, tmp_path, options, message):
