@@ -6,6 +6,7 @@ pyarrow parses; every refusal names file and line or row. Knows nothing of hashe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -140,20 +141,24 @@ def _from_frame(frame: Any, label: str) -> pa.Table:
 
 def _read_text(source: Source, how: Reading, at: Callable[[int], None]) -> Iterator[Batch]:
     label, lines, done = str(source.path), None, 0
-    with open_text(source) as stream:
-        try:
-            for block in blocks(stream.read, how.size):
-                if lines is None and not block.text.strip():
-                    continue
-                if lines is None:
-                    lines, block = _start(source, how, block)
-                yield _from_lines(block, lines, label, how.skipped)
-                done += len(block.text)
-                at(min(done, source.size))
-        except ValueError as error:
-            raise InputError(f"{label}:{error}") from None
+    with open_text(source) as read:
+        for block in _blocks(read, how.size, label):
+            if lines is None and not block.text.strip():
+                continue
+            if lines is None:
+                lines, block = _start(source, how, block)
+            yield _from_lines(block, lines, label, how.skipped)
+            done += len(block.text)
+            at(min(done, source.size))
     if lines is None:
         raise InputError(f"{label}: empty file")
+
+
+def _blocks(read: Callable[[int], bytes], size: int, label: str) -> Iterator[Block]:
+    try:
+        yield from blocks(read, size)
+    except ValueError as error:
+        raise InputError(f"{label}:{error}") from None
 
 
 def _from_lines(block: Block, lines: LineFormat, label: str, skipped: Skipped) -> Batch:
@@ -225,16 +230,27 @@ def _used(positions: Positions) -> list[int]:
 
 def _read_parquet(source: Source, how: Reading, at: Callable[[int], None]) -> Iterator[Batch]:
     label, row = str(source.path), 1
-    try:
+    with _explained(label, row):
         file = pq.ParquetFile(source.path, pre_buffer=False, buffer_size=1 << 20)
-        positions = choose_columns(how.columns, file.schema_arrow.names, label, named=True)
-        how.agree(label, positions)
-        names = [file.schema_arrow.names[position] for position in _used(positions)]
-        total = max(file.metadata.num_rows, 1)
-        for batch in file.iter_batches(batch_size=how.size // 64 + 1, columns=names):
-            yield _from_rows(batch, positions, (label, row), how.skipped)
-            row += batch.num_rows
-            at(source.size * (row - 1) // total)
+        columns, total = file.schema_arrow.names, max(file.metadata.num_rows, 1)
+    positions = choose_columns(how.columns, columns, label, named=True)
+    how.agree(label, positions)
+    names = [columns[position] for position in _used(positions)]
+    batches = file.iter_batches(batch_size=how.size // 64 + 1, columns=names)
+    while True:
+        with _explained(label, row):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield _from_rows(batch, positions, (label, row), how.skipped)
+        row += batch.num_rows
+        at(source.size * (row - 1) // total)
+
+
+@contextmanager
+def _explained(label: str, row: int) -> Iterator[None]:
+    try:
+        yield
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{label}: damaged Parquet file near row {row} ({error})") from None
 
@@ -310,7 +326,9 @@ def _is_utf8(name: bytes | None) -> bool:
 def _as_weights(column: pa.Array, label: str) -> FloatArray:
     if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
         raise InputError(f"{label}: weight column has type {column.type}; expected numbers")
-    wide: NDArray[np.float64] = pc.fill_null(pc.cast(column, pa.float64()), np.nan).to_numpy()
+    wide: NDArray[np.float64] = pc.fill_null(
+        pc.cast(column, pa.float64(), safe=False), np.nan
+    ).to_numpy()
     with np.errstate(over="ignore", invalid="ignore"):
         return wide.astype(np.float32)
 

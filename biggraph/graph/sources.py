@@ -7,8 +7,8 @@ CSV and N-Triples. Reads a few bytes of each file and parses nothing.
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,8 +121,8 @@ def _inspect(path: Path) -> Source:
     compression = next((c for magic, c in COMPRESSION.items() if head.startswith(magic)), None)
     source = Source(path, kind, compression, size)
     if compression:
-        with open_text(source) as stream:
-            _refuse_foreign(path, stream.read(512))
+        with open_text(source) as read:
+            _refuse_foreign(path, read(512))
     return source
 
 
@@ -137,23 +137,32 @@ def _refuse_foreign(path: Path, head: bytes) -> None:
 
 
 @contextmanager
-def open_text(source: Source) -> Iterator[pa.NativeFile]:
-    """Open a text source for reading decompressed bytes.
+def open_text(source: Source) -> Iterator[Callable[[int], bytes]]:
+    """Give a function that reads the next decompressed bytes of a text source.
 
     Raises:
         InputError: the file cannot be read or its compression is broken; also while reading.
     """
+    with ExitStack() as opened:
+        with _explained(source):
+            stream = opened.enter_context(pa.OSFile(str(source.path)))
+            if source.compression:
+                packed = pa.CompressedInputStream(stream, source.compression)
+                stream = opened.enter_context(packed)
+
+        def read(size: int) -> bytes:
+            with _explained(source):
+                content: bytes = stream.read(size)
+                return content
+
+        yield read
+
+
+@contextmanager
+def _explained(source: Source) -> Iterator[None]:
     try:
-        with pa.OSFile(str(source.path)) as raw:
-            if source.compression is None:
-                yield raw
-            else:
-                with pa.CompressedInputStream(raw, source.compression) as stream:
-                    yield stream
+        yield
     except OSError as error:
-        what = (
-            f"damaged or truncated {source.compression} file"
-            if source.compression
-            else "cannot be read"
-        )
+        packed = f"damaged or truncated {source.compression} file"
+        what = packed if source.compression else "cannot be read"
         raise InputError(f"{source.path}: {what} ({error})") from None

@@ -343,6 +343,24 @@ def test_damaged_parquet(tmp_path, refuse):
     assert "named as Parquet but is not" in refuse([path])
 
 
+@pytest.mark.parametrize("error", [ValueError, pa.ArrowInvalid])
+def test_errors_of_the_progress_callback_stay_what_they_are(source, tmp_path, error):
+    """A caller's own fault is not blamed on the file that was being read."""
+    columns = {"head": ["a"], "relation": ["r"], "tail": ["b"]}
+    for path in (source(GOOD), parquet(tmp_path / "a.parquet", columns)):
+
+        def fail(*_):
+            raise error("mine")
+
+        with pytest.raises(error, match=r"^mine$"):
+            import_graph([path], tmp_path / "out", spec=ImportSpec(on_progress=fail))
+
+
+def test_large_integers_are_weights(tmp_path, build, triples):
+    table = parquet(tmp_path / "a.parquet", {"a": ["a"], "b": ["r"], "c": ["b"], "d": [2**53 + 1]})
+    assert triples(build([table])) == {("a", "r", "b", 2.0**53): 1}
+
+
 def test_folders_and_globs(source, build, triples, tmp_path):
     source("a\tr\tb\n", "d/one.tsv")
     source("b,r,c\n", "d/sub/two.csv")
