@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from biggraph.errors import FormatError
+from biggraph.errors import FormatError, InputError, did_you_mean
 from biggraph.graph.format import (
     BucketRecord,
     Manifest,
@@ -84,8 +84,11 @@ class Graph:
         Returns an empty `Edges` where the bucket has no file.
 
         Raises:
+            InputError: no such split.
             FormatError: the file is missing, damaged, or refers to entities that do not exist.
         """
+        if split not in SPLITS:
+            raise InputError(f'{self.path}: no split "{split}"{did_you_mean(split, SPLITS)}')
         record = self._bucket_records(split).get(Bucket(*bucket))
         if record is None:
             none = np.zeros(0, np.int32)

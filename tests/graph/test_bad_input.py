@@ -126,6 +126,30 @@ def test_names_of_ntriples(source, build, triples):
     assert triples(build([path])) == expected
 
 
+@pytest.mark.parametrize("other", [False, True])
+@pytest.mark.parametrize(
+    ("line", "kept"),
+    [
+        (b'"c"x,r,b,1', False),
+        (b'"c" ,r,b,1', False),
+        (b'"c""x",r,"b,""d",1', True),
+        (b'c"x",r,b,1', True),
+        (b"c,r,b,1_0", False),
+        (b"c,r,b, 10 ", True),
+        (b"c,r,b,+1", True),
+        (b"c,r,b,1,Z\xfcrich", True),
+        (b"c\xfc,r,b,1", False),
+    ],
+)
+def test_a_line_reads_alike_whatever_its_neighbours(source, build, line, kept, other):
+    """One bad line makes its block be read line by line; that must change nothing else."""
+    note = b"" if line.endswith(b"rich") else b",note"
+    rows = [b"a,r,b,1,note", line + note, *([b"bad"] if other else []), b"b,r,c,2,note"]
+    path = source(b"\n".join(rows), "a.csv")
+    build([path], columns=["0", "1", "2", "3"], skip_bad_lines=True)
+    assert build.reports[-1].rows == {"train": 2 + kept}
+
+
 @pytest.mark.parametrize(
     "line",
     ["<a> <r> <b>", "a <r> <b> .", "<a> <r> .", '<a> "r" <b> .', '<a> <r> "b .', "<a> <r> <b> . x"],

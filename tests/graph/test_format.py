@@ -80,6 +80,12 @@ def test_open_reads_what_import_wrote(graph):
     assert none.weight is not None
 
 
+def test_an_unknown_split_is_refused_and_an_empty_one_is_empty(graph):
+    assert len(graph.edges("test", Bucket(0, 0))) == 0
+    with pytest.raises(InputError, match=r'no split "tset"; did you mean "test"\?'):
+        graph.edges("tset", Bucket(0, 0))
+
+
 def test_names_are_found_and_suggested(graph):
     for name in ("e0", "e10"):
         ((key, offset),) = graph.find(name)
