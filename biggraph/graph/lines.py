@@ -106,7 +106,8 @@ class Delimited:
 
     def parse(self, text: bytes, *, whole: bool = False) -> Columns | None:
         """See LineFormat."""
-        if b"\0" in text or (self.quoted and not whole and _AFTER_QUOTES.search(text)):
+        odd = _has_bare_return(text) or (self.quoted and _AFTER_QUOTES.search(text))
+        if b"\0" in text or (odd and not whole):
             return None
         names = [str(position) for position in range(self.width)]
         used = [str(position) for position in self.positions if position != NO_COLUMN]
@@ -178,6 +179,11 @@ class Delimited:
 _AFTER_QUOTES = re.compile(rb'(?:^|,)"(?:[^"\n]|"")*"(?![",\r\n]|\Z)', re.MULTILINE)
 
 
+def _has_bare_return(text: bytes) -> bool:
+    """Return whether a carriage return ends a line by itself."""
+    return text.count(b"\r") != text.count(b"\r\n")
+
+
 def _foreign_byte(text: str) -> str | None:
     """Return the first byte that was no UTF-8 in text decoded with "surrogateescape"."""
     try:
@@ -203,6 +209,10 @@ class NTriples:
 
     def parse(self, text: bytes, *, whole: bool = False) -> Columns | None:
         """See LineFormat."""
+        if _has_bare_return(text):
+            if not whole:
+                return None
+            text = text.replace(b"\r", b"\n").replace(b"\n\n", b"\n")
         lines = _string_lines(text)
         if lines is None:
             return None

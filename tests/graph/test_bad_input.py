@@ -150,6 +150,21 @@ def test_a_line_reads_alike_whatever_its_neighbours(source, build, line, kept, o
     assert build.reports[-1].rows == {"train": 2 + kept}
 
 
+@pytest.mark.parametrize("bad", ["", "bad\n"])
+@pytest.mark.parametrize(
+    ("text", "name", "count"),
+    [
+        ("<a> <r> <b> . # x\r<b> <r> <c> .\r\n", "a.nt", 2),
+        ('<a> <r> "b\rc" .\n<a> <r> <b> .\n', "a.nt", 1),
+        ("a,r,b\rb,r,c\r\n", "a.csv", 2),
+        ('a,r,b\na,r,"b\rc"\n', "a.csv", 1),
+    ],
+)
+def test_a_carriage_return_ends_a_line_wherever_it_stands(source, build, text, name, count, bad):
+    build([source(text + bad, name)], skip_bad_lines=True)
+    assert build.reports[-1].rows == {"train": count}
+
+
 @pytest.mark.parametrize(
     "line",
     ["<a> <r> <b>", "a <r> <b> .", "<a> <r> .", '<a> "r" <b> .', '<a> <r> "b .', "<a> <r> <b> . x"],
