@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 
+from biggraph.errors import InputError
 from biggraph.graph import spec
 from biggraph.graph.graph import Graph
 from biggraph.graph.importer import import_graph
@@ -47,6 +48,21 @@ def build(tmp_path):
 
     make.reports = made
     return make
+
+
+@pytest.fixture
+def refuse(tmp_path):
+    """Return a function that imports and returns the message of the refusal."""
+
+    def attempt(sources, **options):
+        out = tmp_path / "out" / "graph"
+        with pytest.raises(InputError) as caught:
+            import_graph(sources, out, spec=ImportSpec(**options))
+        assert not out.exists()
+        assert list(out.parent.glob("*")) == [] if out.parent.exists() else True
+        return str(caught.value)
+
+    return attempt
 
 
 @pytest.fixture

@@ -193,12 +193,6 @@ def test_weights_are_real_numbers(source, build, triples):
     assert triples(graph) == expected
 
 
-def test_columns_choose_and_a_dash_is_no_relation(source, build, triples):
-    path = source("0.5\tx\ta\tb\n2\tx\tb\tc\n")
-    graph = build([path], columns=["2", "-", "3", "0"])
-    assert triples(graph) == {("a", "edge", "b", 0.5): 1, ("b", "edge", "c", 2.0): 1}
-
-
 def naive_filter(rows, min_entity, min_relation):
     relations = Counter(r for _, r, _ in rows)
     rows = [row for row in rows if relations[row[1]] >= min_relation]
