@@ -18,7 +18,7 @@ from biggraph.errors import DivergenceError, Interrupted
 from biggraph.model.model import Model
 from biggraph.train.batch import Batch, BatchMaker
 from biggraph.train.reservoir import Outside
-from biggraph.train.step import StepSettings, Tables, train_step
+from biggraph.train.step import StepSettings, Tables, train_step, untrained_loss
 from biggraph.types import Bucket, Edges, mix_seed
 
 # Generators of one (epoch, bucket) differ in this last part of their seed.
@@ -52,8 +52,6 @@ class BucketTrainer:
         threads: worker threads, each with one core of torch.
         seed: of the run.
         totals: entities of each type in the whole graph.
-        untrained: loss of an edge of weight 1 before training, by index of its relation group;
-            groups that are missing are measured at their first batch.
     """
 
     def __init__(
@@ -65,7 +63,6 @@ class BucketTrainer:
         threads: int,
         seed: int,
         totals: Mapping[str, int],
-        untrained: dict[int, float],
     ) -> None:
         self._model = model
         self._settings = settings
@@ -73,7 +70,7 @@ class BucketTrainer:
         self._threads = threads
         self._seed = seed
         self._totals = totals
-        self.untrained = untrained
+        self._untrained: dict[int, float] = {}  # loss of an edge of weight 1, by relation group
         self._stop = threading.Event()
 
     def stop(self) -> None:
@@ -157,10 +154,10 @@ class BucketTrainer:
                     f"bucket {bucket}: the loss became {loss}; the last commit is kept. "
                     "Lower optimizer.lr, or raise regularizer.n3, and run again"
                 )
-            weight = float(batch.weight_CP.sum()) / size
-            if weight:
-                reference = self.untrained.setdefault(batch.group.index, loss / weight)
-                untrained_sum += reference * weight * size
+            group = batch.group.index
+            if group not in self._untrained:
+                self._untrained[group] = untrained_loss(self._settings, batch)
+            untrained_sum += self._untrained[group] * float(batch.weight_CP.sum())
             trained += size
             loss_sum += loss * size
             on_batch(size, loss)

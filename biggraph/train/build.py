@@ -20,9 +20,10 @@ from biggraph.model.losses import make_loss
 from biggraph.model.model import Model, build_model
 from biggraph.scheduling.orders import ORDERS
 from biggraph.scheduling.scheduler import BucketScheduler
+from biggraph.schema import GraphSchema
 from biggraph.storage.cache import PartitionCache
 from biggraph.storage.run import RunDirectory, is_run, read_state
-from biggraph.storage.state import InitFacts, RunState
+from biggraph.storage.state import InitFacts
 from biggraph.train.batch import BatchMaker
 from biggraph.train.bucket import BucketTrainer
 from biggraph.train.checks import (
@@ -136,7 +137,7 @@ def _assemble(
     metrics.write("start", epoch=state.epoch, buckets_done=len(state.done))
     edges = EdgeReader(graph, "train")
     trainer = Trainer(
-        plan=_plan(config),
+        plan=_plan(config, together=len(needs) > 1 and sum(sizes.values()) <= memory),
         model=model,
         needs=needs,
         edges=edges,
@@ -144,7 +145,7 @@ def _assemble(
         cache=cache,
         reservoir=Reservoir(directory.store, graph.schema, config.negatives.reservoir),
         directory=directory,
-        bucket_trainer=_bucket_trainer(config, model, state, threads),
+        bucket_trainer=_bucket_trainer(config, model, graph.schema, threads),
         validate=validate if config.eval.every else None,
         metrics=metrics,
         reporter=reporter,
@@ -201,13 +202,14 @@ def _say_plan(
         reporter.say(f"going on after epoch {state.epoch} and {len(state.done)} buckets")
 
 
-def _plan(config: Config) -> Plan:
+def _plan(config: Config, *, together: bool) -> Plan:
     return Plan(
         epochs=config.train.epochs,
         commit_every=config.train.commit_every,
         loss_spike=config.train.loss_spike,
         eval_every=config.eval.every,
         patience=config.eval.patience,
+        together=together,
         series=[config.eval.filtered, config.eval.candidates, config.eval.edges],
     )
 
@@ -226,7 +228,9 @@ def _scheduling(config: Config, needs: Mapping[Bucket, frozenset[PartitionKey]])
     return schedule
 
 
-def _bucket_trainer(config: Config, model: Model, state: RunState, threads: int) -> BucketTrainer:
+def _bucket_trainer(
+    config: Config, model: Model, schema: GraphSchema, threads: int
+) -> BucketTrainer:
     loss = make_loss(
         config.loss.name,
         margin=config.loss.margin,
@@ -241,21 +245,13 @@ def _bucket_trainer(config: Config, model: Model, state: RunState, threads: int)
         relation_lr=config.optimizer.relation_lr or lr,
         batch_size=config.train.batch_size,
     )
-    totals = {entity.name: entity.count for entity in state.facts.schema.entities}
+    totals = {entity.name: entity.count for entity in schema.entities}
     maker = BatchMaker(
         model,
         config.negatives,
         batch_size=config.train.batch_size,
         dropout=config.regularizer.dropout,
     )
-    commits = state.stats[max(state.stats)] if state.stats else ()
-    untrained = commits[-1]["untrained"] if commits else {}
     return BucketTrainer(
-        model,
-        settings,
-        maker,
-        threads=threads,
-        seed=config.train.seed,
-        totals=totals,
-        untrained={int(group): loss for group, loss in untrained.items()},
+        model, settings, maker, threads=threads, seed=config.train.seed, totals=totals
     )

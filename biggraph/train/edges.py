@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from biggraph.graph.graph import Graph
+from biggraph.train.together import Starts, join_edges
 from biggraph.types import Bucket, Edges
 
 
@@ -45,6 +46,15 @@ class EdgeReader:
         if ahead is not None and ahead[0] == bucket:
             return ahead[1].result()
         return self._graph.edges(self._split, bucket)
+
+    def read_joined(self, buckets: Iterable[Bucket], starts: Starts) -> Edges:
+        """Return the edges of several buckets with offsets into joined tables.
+
+        Raises:
+            FormatError: a file is damaged.
+        """
+        parts = ((bucket, self.read(bucket)) for bucket in buckets)
+        return join_edges(self._graph.schema, parts, starts)
 
     def close(self) -> None:
         """Stop reading ahead."""

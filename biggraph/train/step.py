@@ -218,7 +218,7 @@ def batch_loss(
     zero = torch.zeros(())
     loss, penalty = zero, zero
     parameters = {end: relations.of(end) for end in Side}
-    for side, candidates in batch.candidates.items():
+    for side in batch.candidates:
         own_CPD, anchor_CPD = rows.own(side), rows.own(side.other)
         if side in batch.keep:
             anchor_CPD = anchor_CPD * batch.keep[side]
@@ -230,15 +230,39 @@ def batch_loss(
         candidates_CKD = model.candidates_with(batch.group, side, drawn_CKD, shared)
         positive_CP = model.matched(query_CPD, true_CPD)
         negative_CPK = model.pairwise(query_CPD, candidates_CKD)
-        if settings.corrected:
-            negative_CPK = negative_CPK + candidates.log_weight_CK.unsqueeze(1)
-        # Every loss has gradient 0 at MASKED, so that filling behind autograd's back is exact.
-        inside = candidates.mask_CPN.shape[2]
-        negative_CPK.detach()[..., :inside].masked_fill_(candidates.mask_CPN, MASKED)
-        loss = loss + (settings.loss(positive_CP, negative_CPK) * batch.weight_CP).sum()
+        loss = loss + _side_loss(settings, batch, side, positive_CP, negative_CPK)
     if settings.n3:
         penalty = settings.n3 * _penalty(model, batch, rows, parameters)
     return loss, penalty
+
+
+def _side_loss(
+    settings: StepSettings, batch: Batch, side: Side, positive_CP: Tensor, negative_CPK: Tensor
+) -> Tensor:
+    """Return the weighted loss of one replaced side, summed over edges, from all scores."""
+    candidates = batch.candidates[side]
+    if settings.corrected:
+        negative_CPK = negative_CPK + candidates.log_weight_CK.unsqueeze(1)
+    # Every loss has gradient 0 at MASKED, so that filling behind autograd's back is exact.
+    inside = candidates.mask_CPN.shape[2]
+    negative_CPK.detach()[..., :inside].masked_fill_(candidates.mask_CPN, MASKED)
+    return (settings.loss(positive_CP, negative_CPK) * batch.weight_CP).sum()
+
+
+def untrained_loss(settings: StepSettings, batch: Batch) -> float:
+    """Return the loss of an edge of weight 1 if all scores were equal: nothing is learned yet.
+
+    0 where no edge of the batch has weight.
+    """
+    weight = float(batch.weight_CP.sum())
+    loss = 0.0
+    for side, candidates in batch.candidates.items():
+        inside, outside_CM = candidates.mask_CPN.shape[2], candidates.outside_CM
+        count = inside + (0 if outside_CM is None else outside_CM.shape[1])
+        zero_CP = torch.zeros(batch.weight_CP.shape)
+        zero_CPK = torch.zeros(*batch.weight_CP.shape, count)
+        loss += float(_side_loss(settings, batch, side, zero_CP, zero_CPK))
+    return loss / weight if weight else 0.0
 
 
 def _penalty(

@@ -7,7 +7,7 @@ deployment, which differ only in the scheduler, store and relation parameters th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,9 +20,10 @@ from biggraph.storage.run import RunDirectory
 from biggraph.storage.table import EmbeddingTable, advance_chain
 from biggraph.train.bucket import BucketStats, BucketTrainer
 from biggraph.train.edges import EdgeReader
-from biggraph.train.reservoir import Reservoir
+from biggraph.train.reservoir import Outside, Reservoir
 from biggraph.train.step import Tables
-from biggraph.types import Bucket, PartitionKey, Side
+from biggraph.train.together import join_tables
+from biggraph.types import Bucket, Edges, PartitionKey, Side
 
 # Given a function that is told how far it has come, (done, total).
 Validate = Callable[[Callable[[int, int], None]], dict[str, Any]]
@@ -43,6 +44,7 @@ class Plan:
         loss_spike: multiple of the untrained loss at which the run stops.
         eval_every: epochs between validations, 0 for none.
         patience: validations without gain before stopping, 0 for never.
+        together: train all buckets as one, because all tables fit in memory.
         series: how validations are done; only those done alike are compared.
     """
 
@@ -51,6 +53,7 @@ class Plan:
     loss_spike: float
     eval_every: int
     patience: int
+    together: bool
     series: list[Any]
 
 
@@ -83,8 +86,8 @@ class _Pending:
     def stats(self) -> dict[str, Any]:
         return {"loss": self.loss_sum / max(self.edges, 1), "edges": self.edges}
 
-    def add(self, bucket: Bucket, stats: BucketStats) -> None:
-        self.buckets.append(bucket)
+    def add(self, buckets: list[Bucket], stats: BucketStats) -> None:
+        self.buckets += buckets
         self.edges += stats.edges
         self.loss_sum += stats.loss * stats.edges
 
@@ -166,9 +169,11 @@ class Trainer:
         progress.start(self.edges.count(b for b in self.needs if b not in done))
         while isinstance(grant := scheduler.acquire(_OWNER), Grant):
             self._give_back(scheduler, grant.evict)
-            stats = self._bucket(epoch, grant.bucket, scheduler, progress)
-            self._pending.add(grant.bucket, stats)
-            scheduler.finish(_OWNER)
+            if self.plan.together:
+                self._all_buckets(epoch, grant.bucket, scheduler, progress)
+            else:
+                self._bucket(epoch, grant.bucket, scheduler, progress)
+                scheduler.finish(_OWNER)
             due = self.clock() - self._pending.since >= self.plan.commit_every
             if due or self._stop_requested:
                 self._commit(epoch)
@@ -177,31 +182,63 @@ class Trainer:
         self._commit(epoch)
         self._report_epoch(epoch, progress.edges, self.clock() - started)
 
+    def _all_buckets(
+        self, epoch: int, first: Bucket, scheduler: BucketScheduler, progress: _EpochProgress
+    ) -> None:
+        """Train every bucket that is left in this epoch as one."""
+        buckets = [first]
+        scheduler.finish(_OWNER)
+        while isinstance(grant := scheduler.acquire(_OWNER), Grant):
+            buckets.append(grant.bucket)
+            scheduler.finish(_OWNER)
+        tables = self.cache.hold(sorted(set().union(*self.needs.values())))
+        joined, starts = join_tables(tables)
+        edges = self.edges.read_joined(buckets, starts)
+        used = {(side, name): table for side in Side for name, table in joined.items()}
+        self._train(epoch, buckets, used, {}, edges, progress)
+        for bucket in buckets:
+            self._advance(epoch, bucket, [tables[key] for key in sorted(self.needs[bucket])])
+
     def _bucket(
         self, epoch: int, bucket: Bucket, scheduler: BucketScheduler, progress: _EpochProgress
-    ) -> BucketStats:
+    ) -> None:
         tables = self.cache.hold(self.needs[bucket])
         edges = self.edges.read(bucket)
         following = scheduler.peek(_OWNER)
         if following is not None:
             self.edges.prefetch(following)
             self.cache.prefetch(self.needs[following])
-        started = self.clock()
         used = by_side(bucket, tables)
         outside = self.reservoir.outside((side, table.key) for (side, _), table in used.items())
-        stats = self.bucket_trainer.train(epoch, bucket, used, outside, edges, progress.batch)
-        self._guard(bucket, stats)
-        progress.bucket(stats)
-        for table in tables.values():
-            table.chain = advance_chain(table.chain, epoch, bucket)
+        self._train(epoch, [bucket], used, outside, edges, progress)
+        self._advance(epoch, bucket, tables.values())
         self.reservoir.refresh(tables.values())
+
+    def _train(
+        self,
+        epoch: int,
+        buckets: list[Bucket],
+        tables: Tables,
+        outside: Outside,
+        edges: Edges,
+        progress: _EpochProgress,
+    ) -> None:
+        started = self.clock()
+        stats = self.bucket_trainer.train(epoch, buckets[0], tables, outside, edges, progress.batch)
+        self._guard(buckets[0], stats)
+        progress.bucket(stats)
+        self._pending.add(buckets, stats)
         self._trained += stats.edges
         seconds = max(self.clock() - started, 1e-9)
         self.metrics.write(
-            "bucket", epoch=epoch, bucket=list(bucket), edges=stats.edges, loss=stats.loss,
-            edges_per_s=round(stats.edges / seconds, 1),
+            "bucket", epoch=epoch, buckets=[list(bucket) for bucket in buckets], edges=stats.edges,
+            loss=stats.loss, edges_per_s=round(stats.edges / seconds, 1),
         )  # fmt: skip
-        return stats
+
+    @staticmethod
+    def _advance(epoch: int, bucket: Bucket, tables: Iterable[EmbeddingTable]) -> None:
+        for table in tables:
+            table.chain = advance_chain(table.chain, epoch, bucket)
 
     def _give_back(self, scheduler: BucketScheduler, keys: frozenset[PartitionKey]) -> None:
         if keys:
@@ -227,13 +264,10 @@ class Trainer:
             partitions=self.cache.flush(),
             relations=self.model.arrays(),
             edges=pending.edges,
-            stats=pending.stats() | {"untrained": self._untrained()},
+            stats=pending.stats(),
         )
         self.directory.collect_garbage()
         self.metrics.write("commit", epoch=epoch, buckets=len(pending.buckets), edges=pending.edges)
-
-    def _untrained(self) -> dict[str, float]:
-        return {str(group): loss for group, loss in self.bucket_trainer.untrained.items()}
 
     def _report_epoch(self, epoch: int, edges: int, seconds: float) -> None:
         """Report the whole epoch as committed, and the rate of this start's part of it."""
