@@ -44,13 +44,13 @@ def make_splits():
 
 
 def make_run(folder: Path, **model) -> Path:
-    """Import and train for two epochs in `folder`; return the run directory."""
+    """Import and train for a few epochs in `folder`; return the run directory."""
     settings = {
         "graph": {"path": str(folder / "graph")},
         "entities": {"person": {"partitions": 3}},
         "relations": [{"name": n, "lhs": lhs, "rhs": rhs} for n, lhs, rhs in RELATIONS],
         "model": {"dimension": 8} | model,
-        "train": {"epochs": 2, "threads": 1},
+        "train": {"epochs": 6, "threads": 1, "batch_size": 30},
         "checkpoint": {"path": str(folder / "run")},
     }
     config = make_config(settings)
