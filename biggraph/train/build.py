@@ -22,7 +22,7 @@ from biggraph.scheduling.orders import ORDERS
 from biggraph.scheduling.scheduler import BucketScheduler
 from biggraph.schema import GraphSchema
 from biggraph.storage.cache import PartitionCache
-from biggraph.storage.run import RunDirectory, is_run, read_state
+from biggraph.storage.run import RunDirectory, check_claimable, is_run, read_state
 from biggraph.storage.state import InitFacts
 from biggraph.train.batch import BatchMaker
 from biggraph.train.bucket import BucketTrainer
@@ -81,6 +81,7 @@ def build(
     graph = Graph.open(graph_path)
     check_graph(config, graph)
     check_place(path, graph_path)
+    check_claimable(path)
     model = build_model(config.model, config.relations, graph.schema, seed=config.train.seed)
     memory = config.train.memory or psutil.virtual_memory().available // 2
     before = read_state(path) if is_run(path) and not restart else None
