@@ -159,6 +159,29 @@ def test_resuming_after_any_bucket_is_bit_identical(graph_path, tmp_path):
     assert Checkpoint.open(tmp_path / "parts").verify() == []
 
 
+@pytest.mark.parametrize("buckets", [1, 4])
+def test_a_run_may_go_on_with_more_memory_in_the_middle_of_an_epoch(graph_path, tmp_path, buckets):
+    """From bucket by bucket to all together: no edge twice, and every chain is kept."""
+    config = make_run(graph_path, tmp_path / "run", train__memory=SMALL)
+    run = build(config, restart=False, reporter=Reporter(quiet=True), validate=None)
+    original, left = run.trainer._bucket, [buckets]
+
+    def bucket(*args):
+        left[0] -= 1
+        run.trainer._stop_requested = left[0] == 0
+        return original(*args)
+
+    run.trainer._bucket = bucket
+    with pytest.raises(Interrupted):
+        run.trainer.run()
+    run.close()
+    assert len(Checkpoint.open(tmp_path / "run").state.done) == buckets
+    assert api.train(make_run(graph_path, tmp_path / "run"), quiet=True).epochs == 3
+    checkpoint = Checkpoint.open(tmp_path / "run")
+    assert checkpoint.verify() == []
+    assert len(set(checkpoint.state.edges.values())) == 1
+
+
 @pytest.mark.parametrize("memory", [SMALL, "1MB"])
 def test_more_epochs_go_on_from_the_last(graph_path, tmp_path, memory):
     def run(name, **changes):
