@@ -17,11 +17,11 @@ from typing import Annotated, TypeVar
 import typer
 
 from biggraph import api, describe
-from biggraph.config import parse_candidates, parse_size
 from biggraph.embeddings import Embeddings
 from biggraph.errors import BigGraphError, ConfigError, FormatError
 from biggraph.export import export as write_export
 from biggraph.log import to_json
+from biggraph.sections import parse_candidates, parse_size
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -7,16 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from biggraph.config import (
-    SECTIONS,
-    Config,
-    known_keys,
-    load_config,
-    make_config,
-    parse_duration,
-    parse_size,
-)
+from biggraph.config import SECTIONS, Config, known_keys, load_config, make_config
 from biggraph.errors import ConfigError
+from biggraph.sections import parse_duration, parse_size
 
 
 def refused(sections):

@@ -21,12 +21,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from biggraph.config import ModelSection, RelationConfig
 from biggraph.errors import ConfigError, did_you_mean
 from biggraph.model.comparators import COMPARATORS, Comparator
 from biggraph.model.operators import OPERATORS, Operator, Parameters
 from biggraph.model.relations import RelationParameters
 from biggraph.schema import GraphSchema
+from biggraph.sections import ModelSection, RelationConfig
 from biggraph.types import Side, mix_seed
 
 

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from biggraph.config import NegativesSection
 from biggraph.model.model import Model, RelationGroup
 from biggraph.model.negatives import (
     Candidates,
@@ -23,6 +22,7 @@ from biggraph.model.negatives import (
     mask_known_in_chunk,
     sample_candidates,
 )
+from biggraph.sections import NegativesSection
 from biggraph.types import Edges, Side
 
 # Positives in a chunk where the chunk's own entities are not used as negatives.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from biggraph.config import Config, GraphSection
+from biggraph.config import Config
 from biggraph.graph.graph import Graph
 from biggraph.log import MetricsLog, Reporter
 from biggraph.model.losses import make_loss
@@ -21,6 +21,7 @@ from biggraph.model.model import Model, build_model
 from biggraph.scheduling.orders import ORDERS
 from biggraph.scheduling.scheduler import BucketScheduler
 from biggraph.schema import GraphSchema
+from biggraph.sections import GraphSection
 from biggraph.storage.cache import PartitionCache
 from biggraph.storage.run import RunDirectory, check_claimable, is_run, read_state
 from biggraph.storage.state import InitFacts

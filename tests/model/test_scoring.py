@@ -6,12 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from biggraph.config import ModelSection, RelationConfig
 from biggraph.errors import ConfigError, FormatError
 from biggraph.model.comparators import COMPARATORS
 from biggraph.model.model import build_model
 from biggraph.model.operators import OPERATORS
 from biggraph.schema import EntityType, GraphSchema, RelationType
+from biggraph.sections import ModelSection, RelationConfig
 from biggraph.types import Side
 from tests import reference
 

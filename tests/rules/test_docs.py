@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from biggraph.config import SECTIONS, EntityConfig, RelationConfig, load_config
+from biggraph.config import SECTIONS, load_config
+from biggraph.sections import EntityConfig, RelationConfig
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "biggraph"

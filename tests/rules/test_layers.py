@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[2] / "biggraph"
 # From the bottom up; a module belongs to the layer of the longest name that matches it.
 LAYERS = (
     ("errors", "types", "log"),
-    ("schema", "config"),
+    ("schema", "sections", "config"),
     ("graph", "model", "storage", "scheduling"),
     ("train", "dist"),
     ("train.build", "train.trainer"),

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from biggraph.config import ModelSection, NegativesSection, RelationConfig
 from biggraph.model.losses import make_loss
 from biggraph.model.model import build_model
 from biggraph.schema import EntityType, GraphSchema, RelationType
+from biggraph.sections import ModelSection, NegativesSection, RelationConfig
 from biggraph.storage.table import EmbeddingTable
 from biggraph.train.batch import BatchMaker
 from biggraph.train.step import StepSettings, train_step

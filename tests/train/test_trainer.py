@@ -12,10 +12,11 @@ import pyarrow as pa
 import pytest
 
 from biggraph import api
-from biggraph.config import RelationConfig, make_config
+from biggraph.config import make_config
 from biggraph.errors import BigGraphError, ConfigError, DivergenceError, Interrupted, StorageError
 from biggraph.graph.graph import Graph
 from biggraph.log import Reporter
+from biggraph.sections import RelationConfig
 from biggraph.storage import fsops
 from biggraph.storage.checkpoint import Checkpoint
 from biggraph.storage.run import RunDirectory
