@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 from biggraph.errors import ConfigError, did_you_mean
 from biggraph.sections import (
     CheckpointSection,
+    ClusterSection,
     EntityConfig,
     EvalSection,
     GraphSection,
@@ -48,6 +49,7 @@ class Config(Section):
     train: TrainSection = TrainSection()
     eval: EvalSection = EvalSection()
     checkpoint: CheckpointSection | None = None
+    cluster: ClusterSection = ClusterSection()
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Config:
@@ -206,4 +208,5 @@ SECTIONS: dict[str, type[Section]] = {
     "train": TrainSection,
     "eval": EvalSection,
     "checkpoint": CheckpointSection,
+    "cluster": ClusterSection,
 }

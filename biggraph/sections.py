@@ -182,7 +182,12 @@ class TrainSection(Section):
     )
     memory: ByteSize | None = Field(None, description="budget for tables; default: half of free")
     loss_spike: float = Field(
-        5.0, ge=0, description="stop at this multiple of the untrained loss; 0: never"
+        5.0, ge=0, description="divergence: this multiple of the untrained loss; 0: never"
+    )
+    retries: int = Field(
+        3,
+        ge=0,
+        description="divergence: times to go back to the last commit at half the rate",
     )
 
 
@@ -200,3 +205,19 @@ class CheckpointSection(Section):
     """Where the run is kept."""
 
     path: Path = Field(strict=False, description="run directory: log, partitions, metrics")
+
+
+class ClusterSection(Section):
+    """Several workers, on this machine or on many; see docs/distributed.md."""
+
+    workers: int = Field(1, ge=1, description="worker processes that `biggraph train` starts")
+    bind: str = Field("127.0.0.1", description="address that the coordinator listens on")
+    port: int = Field(0, ge=0, le=65535, description="of the coordinator; 0: any that is free")
+    secret_file: Path | None = Field(
+        None, strict=False, description="job secret, readable by its owner alone; default: "
+        "the environment's BIGGRAPH_SECRET, else `secret` in the run directory"
+    )  # fmt: skip
+    lease_ttl: Duration = Field(60.0, gt=0, description="silence after which a worker is given up")
+    sync_every: Duration = Field(
+        0.5, gt=0, description="shortest time between two exchanges of relation parameters"
+    )

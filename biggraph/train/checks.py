@@ -20,7 +20,7 @@ _MAY_CHANGE = {
     "train.epochs", "train.threads", "train.commit_every", "train.memory", "train.loss_spike",
     "optimizer.lr", "optimizer.relation_lr", "regularizer.n3", "regularizer.dropout",
     "eval.every", "eval.patience", "eval.filtered", "eval.candidates", "eval.edges",
-    "graph.path", "checkpoint.path", "import", "entities",
+    "train.retries", "graph.path", "checkpoint.path", "import", "entities", "cluster",
 }  # fmt: skip
 
 
