@@ -119,7 +119,7 @@ class StoreLine:
         try:
             return outcome.result(max(0.0, deadline - time.monotonic()))
         except TimeoutError:
-            reason = f"no answer within {timeout_s:g} s"
+            reason = f"no answer within {timeout_s:.3g} s"
         except (OSError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
         host, port = self._address
@@ -172,13 +172,20 @@ def _connections(address: Address) -> dict[Address, int]:
 
 def _ends(descriptor: int) -> tuple[Address, Address] | None:
     """Return the own and the other end of a connection; None for anything else."""
+    with suppress(OSError), _opened(descriptor) as connection:
+        if connection.family in (socket.AF_INET, socket.AF_INET6):
+            return _plain(connection.getsockname()), _plain(connection.getpeername())
+    return None
+
+
+def _opened(descriptor: int) -> socket.socket:
+    """Return the socket of a descriptor, as a copy that the caller closes."""
+    copy = os.dup(descriptor)
     try:
-        with socket.socket(fileno=os.dup(descriptor)) as copy:
-            if copy.family not in (socket.AF_INET, socket.AF_INET6):
-                return None
-            return _plain(copy.getsockname()), _plain(copy.getpeername())
+        return socket.socket(fileno=copy)
     except OSError:
-        return None
+        os.close(copy)
+        raise
 
 
 def _plain(address: tuple[object, ...]) -> Address:
@@ -186,5 +193,5 @@ def _plain(address: tuple[object, ...]) -> Address:
 
 
 def _cut(descriptor: int) -> None:
-    with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as copy:
-        copy.shutdown(socket.SHUT_RDWR)
+    with suppress(OSError), _opened(descriptor) as connection:
+        connection.shutdown(socket.SHUT_RDWR)
