@@ -62,11 +62,11 @@ await() {
 supervise() {
     local left=$1 pause=$2 stopping=0 child='' status
     shift 2
-    trap 'stopping=1; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null || :' TERM INT
+    trap 'stopping=1' TERM INT # Slurm signals every process of the step: nothing to pass on
     while :; do
         "$@" </dev/null &
         child=$!
-        [ "$stopping" -eq 0 ] || kill -TERM "$child" 2>/dev/null || :
+        [ "$stopping" -eq 0 ] || kill -TERM "$child" 2>/dev/null || : # it came a moment too late
         status=0
         await "$child" || status=$?
         [ "$stopping" -eq 0 ] || exit 130

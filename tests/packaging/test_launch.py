@@ -82,9 +82,9 @@ done
 children=
 while [ "$tasks" -gt 0 ]; do
     tasks=$((tasks - 1))
-    SLURM_PROCID=$tasks "$@" & children="$children $!"
+    SLURM_PROCID=$tasks setsid "$@" & children="$children $!"
 done
-trap 'kill -TERM $children 2>/dev/null' TERM
+trap 'for child in $children; do kill -TERM "-$child" 2>/dev/null; done' TERM
 result=0
 for child in $children; do
     while :; do
@@ -165,9 +165,8 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
     yield stage
     stage.finish()
     for process in stage.processes:
-        with process:
-            with contextlib.suppress(ProcessLookupError):  # most ended by themselves
-                os.killpg(process.pid, signal.SIGKILL)
+        with process, contextlib.suppress(ProcessLookupError):  # most ended by themselves
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def ssh(*rest: str) -> tuple[str, ...]:
@@ -254,7 +253,7 @@ def test_sigterm_reaches_every_process(stage: Stage, kind: str) -> None:
     wait_for(
         lambda: len([*stage.calls("worker-*"), *stage.calls("coordinator")]) == everyone, "all"
     )
-    if kind == "slurm":  # Slurm signals the steps itself; the fake step passes it to its tasks
+    if kind == "slurm":  # Slurm signals the steps itself, every process of them
         os.killpg(process.pid, signal.SIGTERM)
     else:
         process.terminate()
@@ -373,9 +372,7 @@ def test_a_worker_stops_when_its_connection_is_lost(stage: Stage) -> None:
     for pid in launchers:
         os.kill(pid, signal.SIGKILL)
     process.wait(timeout=PATIENCE)
-    wait_for(lambda: not any("worker" in line for line in alive_in(stage.root)), "their end")
-    for line in alive_in(stage.root):
-        assert "coordinator" in line
+    wait_for(lambda: not any("biggraph worker" in line for line in alive_in(stage.root)), "end")
 
 
 @pytest.mark.multiprocess
