@@ -16,6 +16,8 @@ from biggraph.config import Config
 from biggraph.errors import FormatError, InputError, did_you_mean
 from biggraph.schema import GraphSchema
 from biggraph.storage.files import Arrays, FileRef, MappedArrays
+from biggraph.storage.opening import open_place
+from biggraph.storage.place import RESTORE, Place
 from biggraph.storage.run import read_state, require_run
 from biggraph.storage.state import PartitionVersion, RunState, Snapshot
 from biggraph.storage.store import describe_mismatch, initial_table
@@ -31,7 +33,7 @@ class Checkpoint:
     """A state of a run, open for reading.
 
     Args:
-        path: the run directory.
+        place: of the run.
         state: what its log said when the checkpoint was opened.
         name: "latest", or the name of a snapshot.
         kept: the state that the name stands for.
@@ -40,18 +42,19 @@ class Checkpoint:
 
     def __init__(
         self,
-        path: Path,
+        place: Place,
         state: RunState,
         name: str,
         kept: Snapshot,
         files: dict[FileRef, MappedArrays],
     ) -> None:
-        self.path, self.state, self.name = path, state, name
+        self.path, self.state, self.name = str(place), state, name
+        self._place = place
         self._kept, self._files = kept, files
         self._initial: tuple[PartitionKey, FloatArray] | None = None
 
     @classmethod
-    def open(cls, path: str | Path, snapshot: str | None = None) -> Checkpoint:
+    def open(cls, path: str | Path | Place, snapshot: str | None = None) -> Checkpoint:
         """Open a run for reading.
 
         Args:
@@ -64,20 +67,20 @@ class Checkpoint:
             InputError: no snapshot of that name.
             StorageError: the file system refused.
         """
-        path = Path(path)
-        require_run(path)
-        state = read_state(path)
+        place = open_place(path)
+        require_run(place)
+        state = read_state(place)
         for _ in range(_ATTEMPTS):
-            name, kept = _choose(path, state, snapshot)
+            name, kept = _choose(str(place), state, snapshot)
             try:
-                files = {ref: MappedArrays.open(path, ref) for ref in _files(kept)}
-                return cls(path, state, name, kept, files)
+                files = {ref: MappedArrays.open(place, ref) for ref in _files(kept)}
+                return cls(place, state, name, kept, files)
             except FileNotFoundError as error:
                 missing = error.filename
-            before, state = state, read_state(path)
+            before, state = state, read_state(place)
             if state.number == before.number:
                 break  # nobody replaced it: it is missing
-        raise FormatError(f"{missing}: missing; restore it from a copy, or begin the run anew")
+        raise FormatError(f"{missing}: missing{RESTORE}")
 
     @property
     def config(self) -> Config:
@@ -141,16 +144,16 @@ class Checkpoint:
             FormatError: the log is damaged.
             StorageError: the file system refused.
         """
-        state, mapped = _map_everything(self.path)
+        state, mapped = _map_everything(self._place)
         problems: dict[str, None] = {}  # in order, once each
         for kept in (_latest(state), *state.snapshots.values()):
             for key, saved in kept.heads.items():
-                where = self.path / saved.file.path
+                where = self._place.where(saved.file.path)
                 problems |= dict.fromkeys(
                     _check_table(where, mapped[saved.file], state, key, saved)
                 )
             if kept.relations is not None:
-                where = self.path / kept.relations.path
+                where = self._place.where(kept.relations.path)
                 problems |= dict.fromkeys(_check_numbers(where, mapped[kept.relations]))
         return list(problems)
 
@@ -158,7 +161,7 @@ class Checkpoint:
         arrays, attributes = self._files[saved.file].arrays()
         shapes = {name: array.shape for name, array in arrays.items()}
         if problem := describe_mismatch(self.state.facts, key, saved, shapes, attributes):
-            raise FormatError(f"{self.path / saved.file.path}: {problem}")
+            raise FormatError(f"{self._place.where(saved.file.path)}: {problem}")
         return arrays["embeddings"]
 
     def _untrained(self, key: PartitionKey) -> FloatArray:
@@ -167,27 +170,27 @@ class Checkpoint:
         return self._initial[1]
 
 
-def _map_everything(path: Path) -> tuple[RunState, dict[FileRef, MappedArrays | str]]:
+def _map_everything(place: Place) -> tuple[RunState, dict[FileRef, MappedArrays | str]]:
     """Read the log and map every file that it names, or say what is wrong with the file."""
-    state = read_state(path)
+    state = read_state(place)
     for _ in range(_ATTEMPTS):
-        mapped = {ref: _map_or_describe(path, ref) for ref in state.files()}
-        before, state = state, read_state(path)
+        mapped = {ref: _map_or_describe(place, ref) for ref in state.files()}
+        before, state = state, read_state(place)
         if state.files() == before.files():  # so a missing file is not one that was replaced
             break
     return before, mapped
 
 
-def _map_or_describe(path: Path, ref: FileRef) -> MappedArrays | str:
+def _map_or_describe(place: Place, ref: FileRef) -> MappedArrays | str:
     try:
-        return MappedArrays.open(path, ref)
+        return MappedArrays.open(place, ref)
     except FileNotFoundError:
-        return f"{path / ref.path}: missing"
+        return f"{place.where(ref.path)}: missing"
     except FormatError as error:
         return str(error)
 
 
-def _check_numbers(where: Path, mapped: MappedArrays | str) -> list[str]:
+def _check_numbers(where: str, mapped: MappedArrays | str) -> list[str]:
     if isinstance(mapped, str):
         return [mapped]
     try:
@@ -202,7 +205,7 @@ def _check_numbers(where: Path, mapped: MappedArrays | str) -> list[str]:
 
 
 def _check_table(
-    where: Path,
+    where: str,
     mapped: MappedArrays | str,
     state: RunState,
     key: PartitionKey,
@@ -221,7 +224,7 @@ def _latest(state: RunState) -> Snapshot:
     return Snapshot(state.number - 1, state.epoch, state.heads, state.relations)
 
 
-def _choose(path: Path, state: RunState, wanted: str | None) -> tuple[str, Snapshot]:
+def _choose(path: str, state: RunState, wanted: str | None) -> tuple[str, Snapshot]:
     if wanted is None:
         wanted = BEST if BEST in state.snapshots else LATEST
     if wanted == LATEST:

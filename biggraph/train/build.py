@@ -134,7 +134,7 @@ def _assemble(
     threads = config.train.threads or _cores()
     _say_plan(reporter, directory, model, sizes, memory, threads)
     cache = PartitionCache(directory.store, memory, sizes.__getitem__)
-    metrics = MetricsLog(directory.path / "metrics.jsonl")
+    metrics = MetricsLog(Path(directory.place.where("metrics.jsonl")))
     metrics.repair()
     metrics.write("start", epoch=state.epoch, buckets_done=len(state.done))
     edges = EdgeReader(graph, "train")
