@@ -207,9 +207,27 @@ def is_loopback(bind: str) -> bool:
 
 
 def advertised_host(bind: str) -> str:
-    """Return what workers connect to: the address listened on, or this machine's name.
+    """Return what workers connect to: the address listened on, or that of the default route.
 
     >>> advertised_host("127.0.0.1")
     '127.0.0.1'
     """
-    return socket.getfqdn() if bind in ("", "0.0.0.0", "::") else bind
+    if bind in ("", "0.0.0.0"):
+        return address_towards("192.0.2.1", 9)  # reserved for documentation; nothing is sent
+    return address_towards("2001:db8::1", 9) if bind == "::" else bind
+
+
+def address_towards(host: str, port: int) -> str:
+    """Return this machine's address on the way to another one; sends nothing.
+
+    >>> address_towards("127.0.0.1", 9)
+    '127.0.0.1'
+    """
+    with suppress(OSError):
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[
+            0
+        ]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(address)
+            return str(probe.getsockname()[0])
+    return socket.gethostname()
