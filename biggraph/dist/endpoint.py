@@ -132,10 +132,19 @@ def find_secret(run: Path, secret_file: Path | None, *, create: bool) -> Secret:
 
 
 def _create_secret(path: Path) -> None:
-    """Publish a random secret; the name is taken only once the file is complete."""
-    with fsops.publish(path) as file:
-        os.fchmod(file.fileno(), 0o600)
-        file.write(secrets.token_hex(32).encode() + b"\n")
+    """Publish a random secret, which nobody else can ever open."""
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(6)}{fsops.TEMPORARY}")
+    try:
+        with fsops.operation("write", temporary):
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(secrets.token_hex(32).encode() + b"\n")
+                fsops.sync(file, temporary)
+        with fsops.operation("link", path):
+            os.link(temporary, path)
+    finally:
+        fsops.unlink(temporary)
+    fsops.sync_folder(path.parent)
 
 
 def _read_secret(path: Path) -> bytes:
@@ -149,9 +158,11 @@ def _read_secret(path: Path) -> bytes:
         ) from None
     except OSError as error:
         raise StorageError(f"{path}: cannot read the job secret: {error.strerror}") from error
-    with os.fdopen(descriptor, "rb") as file:
-        _check_secret_file(os.fstat(file.fileno()), path)
-        return _long_enough(file.read(_MAX_FILE_BYTES), path)
+    try:
+        _check_secret_file(os.fstat(descriptor), path)
+        return _long_enough(os.read(descriptor, _MAX_FILE_BYTES), path)
+    finally:
+        os.close(descriptor)
 
 
 def _check_secret_file(found: os.stat_result, path: Path) -> None:
