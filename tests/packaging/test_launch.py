@@ -18,7 +18,7 @@ import pytest
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 NAMES = ["launch_ssh.sh", "launch_torchrun.sh", "launch_slurm.sh"]
-SECRET = "0123secret4567"
+SECRET = "0123456789secret"
 PATIENCE = 30.0  # seconds until a test gives up
 
 RECORD = """\
@@ -80,11 +80,11 @@ while :; do
     esac
 done
 children=
+trap 'for child in $children; do kill -TERM "-$child" 2>/dev/null; done' TERM
 while [ "$tasks" -gt 0 ]; do
     tasks=$((tasks - 1))
     SLURM_PROCID=$tasks setsid "$@" & children="$children $!"
 done
-trap 'for child in $children; do kill -TERM "-$child" 2>/dev/null; done' TERM
 result=0
 for child in $children; do
     while :; do

@@ -278,6 +278,16 @@ def test_the_run_files_load(path: Path) -> None:
     assert config.cluster.bind == "127.0.0.1"  # the launchers say what else
 
 
+def test_workers_use_the_threads_that_their_containers_have() -> None:
+    wanted = load_config(RUN).train.threads
+    for variant in VARIANTS:
+        requests = _pod(built(variant))["containers"][0]["resources"]["requests"]
+        assert int(requests["cpu"]) == wanted
+    (compose,) = parse((ROOT / "docker/compose.yaml").read_text())
+    cpus = compose["services"]["worker"]["deploy"]["resources"]["limits"]["cpus"]
+    assert int(cpus) == load_config(ROOT / "docker/run.toml").train.threads
+
+
 def rendered(variant: str, tmp_path: Path) -> list[Object]:
     """Return what kubectl itself makes of a kustomization, with a secret."""
     if (kubectl := shutil.which("kubectl")) is None:
