@@ -22,6 +22,8 @@ LAYERS = (
 SIBLINGS = {"graph", "model", "storage", "scheduling"}
 ONLY_IN = {
     "h5py": ("graph/format.py", "storage/files.py"),
+    "boto3": ("storage/s3_client.py",),
+    "botocore": ("storage/s3_client.py",),
     "torch.distributed": ("dist/",),
 }
 NOT_IN = {
