@@ -25,7 +25,7 @@ from biggraph.log import Reporter
 from biggraph.storage.checkpoint import Checkpoint
 from biggraph.train.build import build
 from biggraph.train.checks import required_paths
-from biggraph.train.trainer import Trainer, TrainResult, Validate
+from biggraph.train.trainer import Trainer, TrainResult, Validation
 
 Candidates = Literal["all"] | int
 
@@ -188,7 +188,7 @@ def _config(config: Config | str | Path, overrides: Sequence[str] = ()) -> Confi
     return load_config(config, overrides)
 
 
-def _validation(config: Config) -> Validate:
+def _validation(config: Config) -> Validation:
     """Return a function that evaluates the last commit as the run file's [eval] says."""
     _, path = required_paths(config)
     section = config.eval

@@ -16,8 +16,12 @@ from biggraph.config import Config
 from biggraph.errors import FormatError, InputError, did_you_mean
 from biggraph.schema import GraphSchema
 from biggraph.storage.files import Arrays, FileRef, MappedArrays
+from biggraph.storage.opening import open_place
+from biggraph.storage.place import RESTORE, Place
+from biggraph.storage.records import PartitionVersion
+from biggraph.storage.relations import sum_relations
 from biggraph.storage.run import read_state, require_run
-from biggraph.storage.state import PartitionVersion, RunState, Snapshot
+from biggraph.storage.state import RunState, Snapshot
 from biggraph.storage.store import describe_mismatch, initial_table
 from biggraph.types import FloatArray, IntArray, PartitionKey
 
@@ -31,7 +35,7 @@ class Checkpoint:
     """A state of a run, open for reading.
 
     Args:
-        path: the run directory.
+        place: of the run.
         state: what its log said when the checkpoint was opened.
         name: "latest", or the name of a snapshot.
         kept: the state that the name stands for.
@@ -40,18 +44,19 @@ class Checkpoint:
 
     def __init__(
         self,
-        path: Path,
+        place: Place,
         state: RunState,
         name: str,
         kept: Snapshot,
         files: dict[FileRef, MappedArrays],
     ) -> None:
-        self.path, self.state, self.name = path, state, name
+        self.path, self.state, self.name = str(place), state, name
+        self._place = place
         self._kept, self._files = kept, files
         self._initial: tuple[PartitionKey, FloatArray] | None = None
 
     @classmethod
-    def open(cls, path: str | Path, snapshot: str | None = None) -> Checkpoint:
+    def open(cls, path: str | Path | Place, snapshot: str | None = None) -> Checkpoint:
         """Open a run for reading.
 
         Args:
@@ -64,20 +69,20 @@ class Checkpoint:
             InputError: no snapshot of that name.
             StorageError: the file system refused.
         """
-        path = Path(path)
-        require_run(path)
-        state = read_state(path)
+        place = open_place(path)
+        require_run(place)
+        state = read_state(place)
         for _ in range(_ATTEMPTS):
-            name, kept = _choose(path, state, snapshot)
+            name, kept = _choose(str(place), state, snapshot)
             try:
-                files = {ref: MappedArrays.open(path, ref) for ref in _files(kept)}
-                return cls(path, state, name, kept, files)
+                files = {ref: MappedArrays.open(place, ref) for ref in kept.files()}
+                return cls(place, state, name, kept, files)
             except FileNotFoundError as error:
                 missing = error.filename
-            before, state = state, read_state(path)
+            before, state = state, read_state(place)
             if state.number == before.number:
                 break  # nobody replaced it: it is missing
-        raise FormatError(f"{missing}: missing; restore it from a copy, or begin the run anew")
+        raise FormatError(f"{missing}: missing{RESTORE}")
 
     @property
     def config(self) -> Config:
@@ -121,12 +126,8 @@ class Checkpoint:
         """
         if self._kept.relations is None:
             raise FormatError(f"{self.path}: nothing was committed yet; train first")
-        arrays, _ = self._files[self._kept.relations].arrays()
-        return {
-            name: np.array(array)
-            for name, array in arrays.items()
-            if not name.startswith(OPTIMIZER_PREFIX)
-        }
+        arrays = sum_relations(self._kept, lambda ref: self._files[ref].arrays()[0])
+        return {n: array for n, array in arrays.items() if not n.startswith(OPTIMIZER_PREFIX)}
 
     def verify(self) -> list[str]:
         """Return what is wrong with this run, in words; an empty list if it is sound.
@@ -141,24 +142,24 @@ class Checkpoint:
             FormatError: the log is damaged.
             StorageError: the file system refused.
         """
-        state, mapped = _map_everything(self.path)
+        state, mapped = _map_everything(self._place)
         problems: dict[str, None] = {}  # in order, once each
-        for kept in (_latest(state), *state.snapshots.values()):
+        for kept in (state.present, *state.snapshots.values()):
             for key, saved in kept.heads.items():
-                where = self.path / saved.file.path
+                where = self._place.where(saved.file.path)
                 problems |= dict.fromkeys(
                     _check_table(where, mapped[saved.file], state, key, saved)
                 )
-            if kept.relations is not None:
-                where = self.path / kept.relations.path
-                problems |= dict.fromkeys(_check_numbers(where, mapped[kept.relations]))
+            for ref in kept.parameter_files():
+                where = self._place.where(ref.path)
+                problems |= dict.fromkeys(_check_numbers(where, mapped[ref]))
         return list(problems)
 
     def _trained(self, key: PartitionKey, saved: PartitionVersion) -> NDArray[Any]:
         arrays, attributes = self._files[saved.file].arrays()
         shapes = {name: array.shape for name, array in arrays.items()}
         if problem := describe_mismatch(self.state.facts, key, saved, shapes, attributes):
-            raise FormatError(f"{self.path / saved.file.path}: {problem}")
+            raise FormatError(f"{self._place.where(saved.file.path)}: {problem}")
         return arrays["embeddings"]
 
     def _untrained(self, key: PartitionKey) -> FloatArray:
@@ -167,27 +168,27 @@ class Checkpoint:
         return self._initial[1]
 
 
-def _map_everything(path: Path) -> tuple[RunState, dict[FileRef, MappedArrays | str]]:
+def _map_everything(place: Place) -> tuple[RunState, dict[FileRef, MappedArrays | str]]:
     """Read the log and map every file that it names, or say what is wrong with the file."""
-    state = read_state(path)
+    state = read_state(place)
     for _ in range(_ATTEMPTS):
-        mapped = {ref: _map_or_describe(path, ref) for ref in state.files()}
-        before, state = state, read_state(path)
+        mapped = {ref: _map_or_describe(place, ref) for ref in state.files()}
+        before, state = state, read_state(place)
         if state.files() == before.files():  # so a missing file is not one that was replaced
             break
     return before, mapped
 
 
-def _map_or_describe(path: Path, ref: FileRef) -> MappedArrays | str:
+def _map_or_describe(place: Place, ref: FileRef) -> MappedArrays | str:
     try:
-        return MappedArrays.open(path, ref)
+        return MappedArrays.open(place, ref)
     except FileNotFoundError:
-        return f"{path / ref.path}: missing"
+        return f"{place.where(ref.path)}: missing"
     except FormatError as error:
         return str(error)
 
 
-def _check_numbers(where: Path, mapped: MappedArrays | str) -> list[str]:
+def _check_numbers(where: str, mapped: MappedArrays | str) -> list[str]:
     if isinstance(mapped, str):
         return [mapped]
     try:
@@ -202,7 +203,7 @@ def _check_numbers(where: Path, mapped: MappedArrays | str) -> list[str]:
 
 
 def _check_table(
-    where: Path,
+    where: str,
     mapped: MappedArrays | str,
     state: RunState,
     key: PartitionKey,
@@ -217,21 +218,12 @@ def _check_table(
     return [f"{where}: {mismatch}"] if mismatch else []
 
 
-def _latest(state: RunState) -> Snapshot:
-    return Snapshot(state.number - 1, state.epoch, state.heads, state.relations)
-
-
-def _choose(path: Path, state: RunState, wanted: str | None) -> tuple[str, Snapshot]:
+def _choose(path: str, state: RunState, wanted: str | None) -> tuple[str, Snapshot]:
     if wanted is None:
         wanted = BEST if BEST in state.snapshots else LATEST
     if wanted == LATEST:
-        return LATEST, _latest(state)
+        return LATEST, state.present
     if wanted not in state.snapshots:
         hint = did_you_mean(wanted, [*state.snapshots, LATEST])
         raise InputError(f'{path}: no snapshot "{wanted}"{hint}')
     return wanted, state.snapshots[wanted]
-
-
-def _files(kept: Snapshot) -> list[FileRef]:
-    relations = [] if kept.relations is None else [kept.relations]
-    return [saved.file for saved in kept.heads.values()] + relations

@@ -12,19 +12,16 @@ import hashlib
 import io
 import math
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
 from typing import Any
 
 import h5py
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from biggraph.errors import FormatError, StorageError
-from biggraph.storage import fsops
+from biggraph.storage.place import RESTORE, Place
 
 FORMAT = "biggraph arrays"
 VERSION = 1
@@ -40,7 +37,7 @@ class FileRef:
     """An immutable file of a run.
 
     Args:
-        path: relative to the run directory, with forward slashes.
+        path: its name in the place of the run.
         digest: SHA-256 of the file's bytes, hexadecimal.
         size: bytes.
     """
@@ -60,16 +57,16 @@ class _Slot:
 
 
 def write_arrays(
-    root: Path,
-    relative: str,
+    place: Place,
+    name: str,
     arrays: Mapping[str, NDArray[Any]],
     attributes: Mapping[str, int | str],
 ) -> FileRef:
     """Write arrays into a new file; it appears under its name complete and durable, or not at all.
 
     Args:
-        root: the run directory.
-        relative: name of the file below it; folders are made.
+        place: of the run.
+        name: of the file; folders are made.
         arrays: any shape; floats or integers.
         attributes: facts about the file as a whole.
 
@@ -77,55 +74,40 @@ def write_arrays(
         StorageError: no space, no permission, a failing disk; or the name is taken, then the file
             there is untouched.
     """
-    path = locate(root, relative)
-    fsops.make_folder(path.parent)
-    fsops.require_space(path.parent, sum(a.nbytes for a in arrays.values()) + _HEADER)
+    room = sum(a.nbytes for a in arrays.values()) + _HEADER
     try:
-        with fsops.publish(path) as file:
+        with place.create(name, room) as file:
             _write(file, arrays, attributes)
             digest = _digest(file)
             size = file.seek(0, os.SEEK_END)
     except FileExistsError:
         raise StorageError(
-            f"{path}: exists already; an earlier attempt to write it failed at its end, or "
-            "another process writes this run; resume the run"
+            f"{place.where(name)}: exists already; an earlier attempt to write it failed at its "
+            "end, or another process writes this run; resume the run"
         ) from None
-    return FileRef(relative, digest, size)
+    return FileRef(name, digest, size)
 
 
-def read_arrays(root: Path, ref: FileRef) -> tuple[Arrays, Attributes]:
+def read_arrays(place: Place, ref: FileRef) -> tuple[Arrays, Attributes]:
     """Read a whole file after checking its digest.
 
     Raises:
         FileNotFoundError: the file is gone.
         FormatError: damaged, truncated, foreign, of another version, or not what `ref` names.
-        StorageError: the file system refused.
+        StorageError: the place refused.
     """
-    with open_checked(root, ref) as file:
-        slots, attributes = _parse(file, root / ref.path, ref.size)
+    where = place.where(ref.path)
+    with place.open(ref.path, ref.size) as file:
+        if _digest(file) != ref.digest:
+            raise _damaged(where)
+        slots, attributes = _parse(file, where, ref.size)
         arrays: Arrays = {}
         for name, slot in slots.items():
             arrays[name] = np.empty(slot.shape, slot.dtype)
             file.seek(slot.offset)
-            with fsops.operation("read", root / ref.path):
-                for block in _blocks(arrays[name]):
-                    file.readinto(block)
+            for block in _blocks(arrays[name]):
+                file.readinto(block)
     return arrays, attributes
-
-
-def open_checked(root: Path, ref: FileRef) -> io.BufferedReader:
-    """Open a file whose bytes are what `ref` says; raises as `read_arrays`."""
-    path = locate(root, ref.path)
-    file = _open_sized(path, ref)
-    try:
-        with fsops.operation("read", path):
-            digest = _digest(file)
-        if digest != ref.digest:
-            raise FormatError(f"{path}: damaged: its content does not match its digest{_RESTORE}")
-    except BaseException:
-        file.close()
-        raise
-    return file
 
 
 class MappedArrays:
@@ -134,21 +116,19 @@ class MappedArrays:
     Nothing is read before `arrays` is first called; that checks the digest. No file stays open.
 
     Args:
-        path: for messages.
+        where: the name with its place, for messages.
         ref: what the file has to be.
         memory: the mapping, uint8 [size].
     """
 
-    def __init__(self, path: Path, ref: FileRef, memory: NDArray[np.uint8]) -> None:
-        self._path, self._ref, self._memory = path, ref, memory
+    def __init__(self, where: str, ref: FileRef, memory: NDArray[np.uint8]) -> None:
+        self._where, self._ref, self._memory = where, ref, memory
         self._content: tuple[Arrays, Attributes] | None = None
 
     @classmethod
-    def open(cls, root: Path, ref: FileRef) -> MappedArrays:
+    def open(cls, place: Place, ref: FileRef) -> MappedArrays:
         """Map a file; raises as `read_arrays`, but finds damage inside only on first use."""
-        path = locate(root, ref.path)
-        with _open_sized(path, ref) as file, fsops.operation("map", path):
-            return cls(path, ref, _map(file, ref.size))
+        return cls(place.where(ref.path), ref, place.map(ref.path, ref.size))
 
     def arrays(self) -> tuple[Arrays, Attributes]:
         """Return read-only views of the arrays, and the attributes.
@@ -162,10 +142,8 @@ class MappedArrays:
 
     def _parse(self) -> tuple[Arrays, Attributes]:
         if hashlib.sha256(self._memory.data).hexdigest() != self._ref.digest:
-            raise FormatError(
-                f"{self._path}: damaged: its content does not match its digest{_RESTORE}"
-            )
-        slots, attributes = _parse(_MemoryFile(self._memory), self._path, self._ref.size)
+            raise _damaged(self._where)
+        slots, attributes = _parse(_MemoryFile(self._memory), self._where, self._ref.size)
         arrays: Arrays = {}
         for name, slot in slots.items():
             flat = np.frombuffer(self._memory, slot.dtype, math.prod(slot.shape), slot.offset)
@@ -194,47 +172,11 @@ class _MemoryFile(io.RawIOBase):
         return self._position
 
 
-def locate(root: Path, relative: str) -> Path:
-    """Return the path of a file of a run, which must lie inside the run directory.
-
-    Raises:
-        FormatError: absolute, with "..", or led outside by a symbolic link.
-    """
-    parts = PurePosixPath(relative).parts
-    if not parts or parts[0] == "/" or ".." in parts or "\0" in relative:
-        raise FormatError(f"{root}: file name {relative!r} leads outside the run directory")
-    path = root.joinpath(*parts)
-    if not path.parent.resolve().is_relative_to(root.resolve()):
-        raise FormatError(f"{path}: leads outside the run directory through a symbolic link")
-    return path
+def _damaged(where: str) -> FormatError:
+    return FormatError(f"{where}: damaged: its content does not match its digest{RESTORE}")
 
 
-_RESTORE = "; restore it from a copy, or begin the run anew"
-
-
-def _open_sized(path: Path, ref: FileRef) -> io.BufferedReader:
-    file = fsops.open_file(path)
-    status = os.fstat(file.fileno())
-    if path.is_symlink() or not stat.S_ISREG(status.st_mode) or status.st_size != ref.size:
-        file.close()
-        raise FormatError(
-            f"{path}: expected a file of {ref.size:,} bytes, found {status.st_size:,}{_RESTORE}"
-        )
-    return file
-
-
-def _map(file: io.BufferedReader, size: int) -> NDArray[np.uint8]:
-    """Map an open file. Python's own mmap would keep a descriptor for each of many files."""
-    name = f"/dev/fd/{file.fileno()}"  # by its descriptor: its name may be gone by now
-    try:
-        memory: NDArray[np.uint8] = torch.from_file(name, False, size, dtype=torch.uint8).numpy()
-    except RuntimeError as error:
-        raise OSError(0, str(error)) from None
-    memory.flags.writeable = False
-    return memory
-
-
-def _digest(file: io.BufferedReader | io.BufferedRandom) -> str:
+def _digest(file: io.BufferedIOBase) -> str:
     file.seek(0)
     return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -245,7 +187,7 @@ def _blocks(array: NDArray[Any]) -> list[memoryview]:
 
 
 def _write(
-    file: io.BufferedRandom, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, int | str]
+    file: io.BufferedIOBase, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, int | str]
 ) -> None:
     for name, slot in _lay_out(file, arrays, attributes).items():
         file.seek(slot.offset)
@@ -255,7 +197,7 @@ def _write(
 
 
 def _lay_out(
-    file: io.BufferedRandom, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, int | str]
+    file: io.BufferedIOBase, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, int | str]
 ) -> dict[str, _Slot]:
     """Write the HDF5 structure with room for the numbers; return where they belong."""
     slots = {}
@@ -275,35 +217,35 @@ def _lay_out(
 
 
 def _parse(
-    file: io.BufferedReader | _MemoryFile, path: Path, file_size: int
+    file: io.BufferedIOBase | _MemoryFile, where: str, file_size: int
 ) -> tuple[dict[str, _Slot], Attributes]:
     try:
         with h5py.File(file, "r") as hdf:
             attributes = {str(k): _plain(v) for k, v in hdf.attrs.items()}
-            _check_version(attributes, path)
-            return {name: _slot(hdf, name, path, file_size) for name in hdf}, attributes
+            _check_version(attributes, where)
+            return {name: _slot(hdf, name, where, file_size) for name in hdf}, attributes
     except (OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
-        raise FormatError(f"{path}: not a readable HDF5 file ({error})") from None
+        raise FormatError(f"{where}: not a readable HDF5 file ({error})") from None
 
 
-def _check_version(attributes: Attributes, path: Path) -> None:
+def _check_version(attributes: Attributes, where: str) -> None:
     if attributes.pop("format", None) != FORMAT:
-        raise FormatError(f"{path}: an HDF5 file, but not written by biggraph")
+        raise FormatError(f"{where}: an HDF5 file, but not written by biggraph")
     version = attributes.pop("format_version", None)
     if version != VERSION:
         raise FormatError(
-            f"{path}: has format version {version}, this biggraph reads version {VERSION}; "
+            f"{where}: has format version {version}, this biggraph reads version {VERSION}; "
             "use the biggraph that wrote it"
         )
 
 
-def _slot(hdf: h5py.File, name: str, path: Path, file_size: int) -> _Slot:
+def _slot(hdf: h5py.File, name: str, where: str, file_size: int) -> _Slot:
     """Return where an array lies, refusing whatever `write_arrays` would not have written."""
     if not isinstance(hdf.get(name, getlink=True), h5py.HardLink):
-        raise FormatError(f"{path}: {name} is a link to another place; refused")
+        raise FormatError(f"{where}: {name} is a link to another place; refused")
     dataset = hdf[name]
     if not isinstance(dataset, h5py.Dataset):
-        raise FormatError(f"{path}: {name} is not an array; refused")
+        raise FormatError(f"{where}: {name} is not an array; refused")
     plan, dtype = dataset.id.get_create_plist(), dataset.dtype
     size = math.prod(dataset.shape or ()) * dtype.itemsize
     offset = (dataset.id.get_offset() or 0) if size else 0
@@ -318,7 +260,7 @@ def _slot(hdf: h5py.File, name: str, path: Path, file_size: int) -> _Slot:
         and offset + size <= file_size
     )
     if not plain:
-        raise FormatError(f"{path}: {name} is not a plain contiguous array of numbers; refused")
+        raise FormatError(f"{where}: {name} is not a plain contiguous array of numbers; refused")
     return _Slot(dtype, dataset.shape, offset)
 
 

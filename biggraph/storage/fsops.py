@@ -21,6 +21,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
 from biggraph.errors import StorageError
 
 TEMPORARY = ".tmp"  # ending of names that never count
@@ -207,8 +211,25 @@ def read_file(path: Path) -> bytes:
         return file.read()
 
 
+def map_file(file: io.BufferedReader | io.BufferedRandom, size: int) -> NDArray[np.uint8]:
+    """Return an open file mapped read-only, uint8 [size]; its descriptor can be closed.
+
+    Python's own mmap would keep a descriptor for each of many files.
+
+    Raises:
+        OSError: it cannot be mapped.
+    """
+    name = f"/dev/fd/{file.fileno()}"  # by its descriptor: its name may be gone by now
+    try:
+        memory: NDArray[np.uint8] = torch.from_file(name, False, size, dtype=torch.uint8).numpy()
+    except RuntimeError as error:
+        raise OSError(0, str(error)) from None
+    memory.flags.writeable = False
+    return memory
+
+
 def list_files(folder: Path) -> list[Path]:
-    """Return every file below a folder, sorted; none where the folder is missing.
+    """Return every file below a folder, sorted; none where there is no such folder.
 
     Raises:
         StorageError: a folder cannot be read.
@@ -220,7 +241,7 @@ def list_files(folder: Path) -> list[Path]:
 
 
 def _refuse_unreadable(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
         raise error
 
 

@@ -1,4 +1,4 @@
-"""Which files of a run directory are the run's own; others beside them are never touched.
+"""Which files of a place are the run's own; others beside them are never touched.
 
 Knows the names that the storage layer gives, not what the files hold.
 """
@@ -6,14 +6,14 @@ Knows the names that the storage layer gives, not what the files hold.
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
-from biggraph.storage import fsops
+from biggraph.storage import fsops, log
+from biggraph.storage.place import Place
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
-FOLDERS = ("log", "parts", "relations")
-FILE_NAME = re.compile(r"(?:v(\d+)-)?f(\d+)\.h5")  # version and fence of a data file
+FOLDERS = (log.FOLDER, "parts", "relations")
+_FENCE = re.compile(r"(?:v\d+-)?f(\d+)\.h5(?:\.|$)")
 
 _TEMPORARY = fsops.TEMPORARY_NAME
 _DATA = r"(?:parts/[^/]+/\d+/v\d+-|relations/)f\d+\.h5"
@@ -25,37 +25,55 @@ _TEMPORARIES = re.compile(
 )
 
 
-def data_files(path: Path) -> list[Path]:
+def data_files(place: Place) -> list[str]:
     """Return the files of partitions and relation parameters, unfinished ones included."""
-    return _select(path, _below(path, "parts", "relations"), _DATA_FILES)
+    return _select(_below(place, "parts", "relations"), _DATA_FILES)
 
 
-def highest_fence(path: Path) -> int:
+def fence_of(name: str) -> int | None:
+    """Return the fence in the name of a data file, an unfinished one too; None without one.
+
+    >>> fence_of("parts/user/3/v000042-f000017.h5"), fence_of("config.json")
+    (17, None)
+    """
+    match = _FENCE.match(base_name(name))
+    return None if match is None else int(match[1])
+
+
+def highest_fence(place: Place) -> int:
     """Return the highest fence in the name of a data file; 0 where there is none."""
-    matches = (FILE_NAME.fullmatch(file.name) for file in data_files(path))
-    return max((int(match[2]) for match in matches if match), default=0)
+    return max((fence_of(name) or 0 for name in data_files(place)), default=0)
 
 
-def records(path: Path) -> list[Path]:
+def records(place: Place) -> list[str]:
     """Return the records of the log, unfinished ones included, in order."""
-    return _select(path, _below(path, "log"), _RECORDS)
+    return _select(_below(place, log.FOLDER), _RECORDS)
 
 
-def temporaries(path: Path) -> list[Path]:
+def temporaries(place: Place) -> list[str]:
     """Return every file that was being written when a process ended."""
-    return _select(path, all_files(path), _TEMPORARIES)
+    return _select(all_files(place), _TEMPORARIES)
 
 
-def all_files(path: Path) -> list[Path]:
-    """Return everything in a folder but the folders of a run, and every file in those."""
-    top = [path / name for name in fsops.list_names(path)]
-    return [p for p in top if p.name not in FOLDERS or not p.is_dir()] + _below(path, *FOLDERS)
+def all_files(place: Place) -> list[str]:
+    """Return everything in a place but the folders of a run, and every file in those."""
+    own = {f"{folder}/" for folder in FOLDERS}
+    top = [name.removesuffix("/") for name in place.top() if name not in own]
+    return top + _below(place, *FOLDERS)
 
 
-def _below(path: Path, *folders: str) -> list[Path]:
-    present = [path / name for name in folders if (path / name).is_dir()]
-    return [file for folder in present for file in fsops.list_files(folder)]
+def base_name(name: str) -> str:
+    """Return the last part of a name.
+
+    >>> base_name("parts/user/3/v000042-f000017.h5")
+    'v000042-f000017.h5'
+    """
+    return name.rpartition("/")[2]
 
 
-def _select(path: Path, files: list[Path], pattern: re.Pattern[str]) -> list[Path]:
-    return [f for f in files if pattern.fullmatch(f.relative_to(path).as_posix())]
+def _below(place: Place, *folders: str) -> list[str]:
+    return [name for folder in folders for name in place.names(folder)]
+
+
+def _select(names: list[str], pattern: re.Pattern[str]) -> list[str]:
+    return [name for name in names if pattern.fullmatch(name)]

@@ -58,11 +58,11 @@ class RunLock:
         file.flush()
         return cls(file)
 
-    @staticmethod
-    def is_own(path: Path) -> bool:
-        """Tell whether a file is what `acquire` leaves behind, not somebody else's."""
-        return path.is_file() and fsops.read_file(path)[:8] in (b"", b"process ")
-
     def release(self) -> None:
         """Let others write the run."""
         self._file.close()
+
+
+def is_own(content: bytes) -> bool:
+    """Tell whether this is the content of a file that `RunLock.acquire` left behind."""
+    return content[:8] in (b"", b"process ")

@@ -11,13 +11,13 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from biggraph.errors import FormatError, StorageError
-from biggraph.storage import fsops
+from biggraph.storage.place import RESTORE, Place
 
 VERSION = 1
+FOLDER = "log"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,55 +35,57 @@ class Record:
     body: dict[str, Any]
 
 
-def record_path(folder: Path, number: int) -> Path:
-    """Return the path of the record of that number."""
-    return folder / f"{number:08d}"
+def record_name(number: int) -> str:
+    """Return the name of the record of that number.
+
+    >>> record_name(42)
+    'log/00000042'
+    """
+    return f"{FOLDER}/{number:08d}"
 
 
-def append(folder: Path, record: Record) -> None:
+def append(place: Place, record: Record) -> None:
     """Write a record durably.
 
     Raises:
-        StorageError: the number is taken, so another process writes this log; or the file system
+        StorageError: the number is taken, so another process writes this log; or the place
             refused. The record may or may not be there then: only a replay tells.
     """
-    path = record_path(folder, record.number)
-    if not fsops.put_if_absent(path, encode(record)):
+    name = record_name(record.number)
+    if not place.put_if_absent(name, encode(record)):
         raise StorageError(
-            f"{path}: another process has written this record; only one process may write a run"
+            f"{place.where(name)}: another process has written this record; only one process may "
+            "write a run"
         )
 
 
-def begin_anew(folder: Path, later: Sequence[Path], first: Record) -> None:
+def begin_anew(place: Place, later: Sequence[str], first: Record) -> None:
     """Put another record in the place of the first, after removing the later ones, last to first.
 
-    At every moment the folder holds a log, so this can be interrupted.
+    At every moment the place holds a log, so this can be interrupted.
 
     Raises:
-        StorageError: the file system refused.
+        StorageError: the place refused.
     """
-    for path in reversed(later):
-        fsops.unlink(path)
-    fsops.replace(record_path(folder, first.number), encode(first))
+    for name in reversed(later):
+        place.remove(name)
+    place.replace(record_name(first.number), encode(first))
 
 
-def replay(folder: Path) -> list[Record]:
+def replay(place: Place) -> list[Record]:
     """Return every record, in order; files with other names do not count.
 
     Raises:
         FormatError: a record is missing, damaged or of another version; names it.
-        StorageError: the file system refused.
+        StorageError: the place refused.
     """
-    files = [p for p in fsops.list_files(folder) if p.parent == folder]
-    paths = [p for p in files if re.fullmatch(r"\d{8,}", p.name)]
+    names = [n for n in place.names(FOLDER) if re.fullmatch(rf"{FOLDER}/\d{{8,}}", n)]
     records = []
-    for number, path in enumerate(sorted(paths, key=lambda p: int(p.name))):
-        if path != record_path(folder, number):
-            raise FormatError(
-                f"{record_path(folder, number)}: missing, though later records exist; "
-                "restore it from a copy, or begin the run anew"
-            )
-        records.append(decode(fsops.read_file(path), path))
+    for number, name in enumerate(sorted(names, key=lambda n: int(n.rpartition("/")[2]))):
+        where = place.where(record_name(number))
+        if name != record_name(number):
+            raise FormatError(f"{where}: missing, though later records exist{RESTORE}")
+        records.append(decode(place.read(name), number, where))
     return records
 
 
@@ -95,27 +97,30 @@ def encode(record: Record) -> bytes:
     return _canonical(content | {"checksum": checksum}) + b"\n"
 
 
-def decode(data: bytes, path: Path) -> Record:
+def decode(data: bytes, number: int, where: str) -> Record:
     """Return the record in `data`, which has to be exactly what `encode` wrote.
 
+    Args:
+        data: content of a file.
+        number: that the record has to have.
+        where: names the file in errors.
+
     Raises:
-        FormatError: damaged or of another version; names `path`.
+        FormatError: damaged or of another version.
     """
-    damaged = f"{path}: damaged record; restore it from a copy, or begin the run anew"
+    damaged = f"{where}: damaged record{RESTORE}"
     try:
         content = json.loads(data)
-        version, number = content["version"], content["number"]
+        version = content["version"]
         record = Record(number, content["kind"], content["body"])
-        sound = version != VERSION or (
-            encode(record) == data and record_path(path.parent, number) == path
-        )
+        sound = version != VERSION or encode(record) == data
     except (ValueError, KeyError, TypeError, RecursionError):
         raise FormatError(damaged) from None
     if not sound:
         raise FormatError(damaged)
     if version != VERSION:
         raise FormatError(
-            f"{path}: log version {version!r}, this biggraph reads version {VERSION}; "
+            f"{where}: log version {version!r}, this biggraph reads version {VERSION}; "
             "use the biggraph that wrote it"
         )
     return record

@@ -14,77 +14,80 @@ training.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from biggraph.config import Config
 from biggraph.errors import ConfigError, FormatError, InputError, StorageError
-from biggraph.storage import fsops, layout, lock, log
-from biggraph.storage.files import Arrays, FileRef, locate, read_arrays, write_arrays
+from biggraph.storage import layout, lock, log
+from biggraph.storage.files import Arrays, FileRef
 from biggraph.storage.layout import CONFIG, FOLDERS, METRICS
-from biggraph.storage.lock import RunLock
-from biggraph.storage.state import (
+from biggraph.storage.opening import open_place
+from biggraph.storage.place import RESTORE, Place
+from biggraph.storage.records import (
+    Based,
     Commit,
     Evaluation,
-    Head,
+    Expired,
     Init,
     InitFacts,
+    Lease,
     Named,
-    PartitionVersion,
     Reconfigured,
     Resumed,
-    RunState,
+    Work,
     dump_body,
 )
+from biggraph.storage.relations import read_relations, write_relations
+from biggraph.storage.state import RunState
 from biggraph.storage.store import DiskStore
-from biggraph.types import Bucket, PartitionKey
 
 
 class RunDirectory:
     """The writer of a run.
 
     Args:
-        path: the directory.
+        place: of the run.
         state: what its log says.
-        fence: above every fence ever used here.
-        run_lock: held until `close`.
+        fence: no lease has used this one or a higher one.
+        unlock: lets other writers in, at `close`.
     """
 
-    def __init__(self, path: Path, state: RunState, fence: int, run_lock: RunLock) -> None:
-        self.path, self.state = path, state
-        self.store = DiskStore(path, state.facts, state.heads, fence)
-        self._first_fence = fence
-        self._lock = run_lock
+    def __init__(
+        self, place: Place, state: RunState, fence: int, unlock: Callable[[], None]
+    ) -> None:
+        self.place, self.state = place, state
+        self._fence = fence
+        self._unlock = unlock
 
     @classmethod
-    def create(cls, path: str | Path, config: Config, facts: InitFacts) -> RunDirectory:
+    def create(cls, path: str | Path | Place, config: Config, facts: InitFacts) -> RunDirectory:
         """Begin a run in a new or empty folder.
 
         Raises:
             StorageError: the folder holds a run or anything else, another process writes it, or
                 the file system refused.
         """
-        path = Path(path)
-        fsops.make_folder(path)
-        _require_vacant(path)
-        run_lock = RunLock.acquire(path)
+        place = open_place(path)
+        place.make_folder("")
+        _require_vacant(place)
+        unlock = place.lock()
         try:
-            _require_vacant(path)  # another process may have begun a run meanwhile
-            _prepare(path, config)
+            _require_vacant(place)  # another process may have begun a run meanwhile
+            _prepare(place, config)
             first = _first_record(config, facts)
-            log.append(path / "log", first)
-            return cls(path, RunState.begin(first), 1, run_lock)
+            log.append(place, first)
+            return cls(place, RunState.begin(first), 1, unlock)
         except BaseException:
-            run_lock.release()
+            unlock()
             raise
 
     @classmethod
-    def recreate(cls, path: str | Path, config: Config, facts: InitFacts) -> RunDirectory:
+    def recreate(cls, path: str | Path | Place, config: Config, facts: InitFacts) -> RunDirectory:
         """Remove the run in a folder and begin another; files that are not the run's stay.
 
         The folder holds a run at every moment, so an interrupted call can be repeated.
@@ -93,26 +96,26 @@ class RunDirectory:
             FormatError: not a run; nothing is removed.
             StorageError: another process writes it, or the file system refused.
         """
-        path = Path(path)
-        require_run(path)
-        run_lock = RunLock.acquire(path)
+        place = open_place(path)
+        require_run(place)
+        unlock = place.lock()
         try:
-            fence = layout.highest_fence(path) + 1  # a reader of the old run meets no name again
-            _prepare(path, config)
-            fsops.unlink(path / METRICS)
+            fence = layout.highest_fence(place) + 1  # a reader of the old run meets no name again
+            _prepare(place, config)
+            place.remove(METRICS)
             first = _first_record(config, facts)
-            later = [p for p in layout.records(path) if p != log.record_path(path / "log", 0)]
-            log.begin_anew(path / "log", later, first)
-            run = cls(path, RunState.begin(first), fence, run_lock)
+            later = [name for name in layout.records(place) if name != log.record_name(0)]
+            log.begin_anew(place, later, first)
+            run = cls(place, RunState.begin(first), fence, unlock)
             run._clean_up()
-            fsops.remove_empty_folders(path / "parts")
+            place.remove_folder("parts")
         except BaseException:
-            run_lock.release()
+            unlock()
             raise
         return run
 
     @classmethod
-    def resume(cls, path: str | Path) -> RunDirectory:
+    def resume(cls, path: str | Path | Place) -> RunDirectory:
         """Go on with a run: replay its log, say so in it, remove what no record names.
 
         What another process writes meanwhile, where locks do not keep it away, is removed only
@@ -122,87 +125,104 @@ class RunDirectory:
             FormatError: not a run, or damaged; names the file.
             StorageError: another process writes it, or the file system refused.
         """
-        path = Path(path)
-        require_run(path)
-        run_lock = RunLock.acquire(path)
+        place = open_place(path)
+        require_run(place)
+        unlock = place.lock()
         try:
-            state = read_state(path)
+            state = read_state(place)
             for ref in state.files():
-                _require_file(path, ref)
-            fsops.check_put_if_absent(path)
-            fence = max(state.fence, layout.highest_fence(path)) + 1
+                _require_file(place, ref)
+            place.check_put_if_absent()
+            fence = max(state.fence, layout.highest_fence(place)) + 1
             # Another writer has used no fence above `fence`, so none of its names either.
-            run = cls(path, state, fence + 1, run_lock)
+            run = cls(place, state, fence + 1, unlock)
             run._append("resumed", Resumed(fence))
-            fsops.replace(path / CONFIG, state.config.encode())
+            place.replace(CONFIG, state.config.encode())
             run._clean_up()
         except BaseException:
-            run_lock.release()
+            unlock()
             raise
         return run
 
     @property
     def config(self) -> Config:
         """The configuration of the run."""
-        return Config.from_json(self.state.config, f"{self.path}: log")
+        return Config.from_json(self.state.config, f"{self.place}: log")
 
-    def reconfigure(self, config: Config) -> None:
+    def reconfigure(self, config: Config, *, rate: float) -> None:
         """Go on with another configuration; whether it suits the run is for the caller to know.
+
+        Args:
+            config: from here on.
+            rate: what multiplies its learning rates.
 
         Raises:
             StorageError: the file system refused.
         """
-        self._append("config", Reconfigured(config.to_json()))
-        fsops.replace(self.path / CONFIG, config.to_json().encode())
+        self._append("config", Reconfigured(config.to_json(), rate))
+        self.place.replace(CONFIG, config.to_json().encode())
 
     def relations(self) -> Arrays:
         """Return the newest relation parameters with their optimizer state; {} before a commit.
 
         Raises:
-            FormatError: the file is damaged.
+            FormatError: a file is damaged.
         """
-        if self.state.relations is None:
-            return {}
-        return read_arrays(self.path, self.state.relations)[0]
+        return read_relations(self.place, self.state.present)
 
-    def commit(
-        self,
-        epoch: int,
-        buckets: Sequence[Bucket],
-        partitions: Mapping[PartitionKey, PartitionVersion],
-        relations: Mapping[str, NDArray[Any]],
-        edges: int,
-        stats: Mapping[str, Any],
-    ) -> None:
-        """Make work count: all of it, or after a crash none of it.
+    def store(self, fence: int) -> DiskStore:
+        """Return a store that writes under a lease."""
+        return DiskStore(self.place, self.state.facts, self.state.heads, fence)
 
-        Args:
-            epoch: in training, from 1.
-            buckets: trained since the last commit, in training order.
-            partitions: the newest version of every partition that they changed
-                (`PartitionCache.flush`).
-            relations: relation parameters and their optimizer state; names that begin with
-                "optimizer." are not part of the model.
-            edges: trained in these buckets.
-            stats: values of JSON, kept in `state.stats`.
+    def begin_lease(self, worker: str, incarnation: int) -> int:
+        """Give a worker a lease, and return its fence; an earlier lease of that worker ends.
 
         Raises:
-            FormatError: the commit contradicts the log, a defect of the caller; nothing counts.
+            StorageError: the file system refused, or another process has gone on with the run.
+        """
+        fence = self._next_fence()
+        self._append("lease", Lease(fence, worker, incarnation))
+        return fence
+
+    def expire(self, fence: int, reason: str, rate: float = 1.0) -> None:
+        """End a lease: what was done under it never happened.
+
+        Args:
+            fence: of the lease.
+            reason: in words.
+            rate: what the learning rates are multiplied with from here on.
+
+        Raises:
+            FormatError: there is no such lease.
+            StorageError: the file system refused, or another process has gone on with the run.
+        """
+        self._append("expired", Expired(fence, reason, rate))
+
+    def commit(self, fence: int, work: Work) -> int:
+        """Make work count: all of it, or after a crash none of it.
+
+        Returns:
+            The fence of the lease with which its worker goes on.
+
+        Raises:
+            FormatError: the work contradicts the log, or a file of it is not there; nothing counts.
             StorageError: the file system refused, or another process has gone on with the run;
                 resume to learn whether the commit counts.
         """
-        fence = self.store.fence
-        arrays = {name: np.asarray(array) for name, array in relations.items()}
-        file = write_arrays(self.path, f"relations/f{fence:06d}.h5", arrays, {"fence": fence})
-        heads = tuple(
-            Head(key, self.state.heads[key].version if key in self.state.heads else 0, saved)
-            for key, saved in partitions.items()
-        )
-        body = Commit(fence, epoch, tuple(buckets), heads, file, edges, dict(stats))
-        for ref in (file, *(saved.file for saved in partitions.values())):
-            _require_unremoved(self.path / ref.path)
-        self._append("commit", body)
-        self.store.fence = fence + 1
+        for ref in work.files():
+            _require_file(self.place, ref)
+        following = self._next_fence()
+        self._append("commit", Commit(fence, following, work))
+        return following
+
+    def rebase(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Write the relation parameters as they are with every delta so far, as the new base.
+
+        Raises:
+            StorageError: as `begin_lease`.
+        """
+        fence = self._next_fence()
+        self._append("relations", Based(fence, write_relations(self.place, fence, arrays)))
 
     def record_evaluation(self, epoch: int, metrics: Mapping[str, Any]) -> None:
         """Keep metrics in the log; raises StorageError where the file system refused."""
@@ -222,7 +242,7 @@ class RunDirectory:
         self._append("snapshot", Named(name))
 
     def collect_garbage(self) -> int:
-        """Remove files that neither the last commit, nor a snapshot, nor work in flight needs.
+        """Remove files that neither the last commit, nor a snapshot, nor a live lease needs.
 
         Returns:
             The number of files removed.
@@ -230,20 +250,17 @@ class RunDirectory:
         Raises:
             StorageError: the file system refused.
         """
-        named = {self.path / ref.path for ref in self.state.files()}
-        committed = {(self.path / s.file.path).parent: s.version for s in self.state.heads.values()}
-        garbage = [
-            path
-            for path in layout.data_files(self.path)
-            if path not in named and not self._in_flight(path, committed.get(path.parent, 0))
-        ]
-        for path in garbage:
-            fsops.unlink(path)
-        return len(garbage)
+        named = {ref.path for ref in self.state.files()}
+        names = [name for name in layout.data_files(self.place) if name not in named]
+        return self._remove_dead(names)
+
+    def remove(self, ref: FileRef) -> None:
+        """Remove a file that no state names any more; raises as `collect_garbage`."""
+        self.place.remove(ref.path)
 
     def close(self) -> None:
         """Let others write the run."""
-        self._lock.release()
+        self._unlock()
 
     def __enter__(self) -> RunDirectory:
         return self
@@ -259,114 +276,116 @@ class RunDirectory:
     def _clean_up(self) -> None:
         """Remove what earlier processes left behind."""
         self.collect_garbage()
-        for file in layout.temporaries(self.path):
-            fsops.unlink(file)
+        self._remove_dead(layout.temporaries(self.place))
 
-    def _in_flight(self, path: Path, committed: int) -> bool:
-        """Tell whether this process wrote a file after the last commit, or is writing it."""
-        match = layout.FILE_NAME.fullmatch(path.name)
-        if match is None or match[1] is None:
-            return path.name.endswith(fsops.TEMPORARY)
-        return int(match[2]) >= self._first_fence and int(match[1]) > committed
+    def _remove_dead(self, names: Iterable[str]) -> int:
+        """Remove files that no live lease wrote."""
+        dead = [name for name in names if layout.fence_of(name) not in self.state.leases]
+        for name in dead:
+            self.place.remove(name)
+        return len(dead)
+
+    def _next_fence(self) -> int:
+        return max(self._fence, self.state.fence + 1)
 
     def _append(self, kind: str, body: object) -> None:
         record = log.Record(self.state.number, kind, dump_body(kind, body))
         state = self.state.apply(record)  # refuses before anything is written
-        log.append(self.path / "log", record)
+        log.append(self.place, record)
         self.state = state
 
 
-def check_claimable(path: str | Path) -> None:
-    """Refuse a folder in which no run can be begun, resumed or begun anew; touches nothing.
+def check_claimable(path: str | Path | Place) -> None:
+    """Refuse a place in which no run can be begun, resumed or begun anew; touches nothing.
 
     A folder with a run may hold any other files. One without may hold nothing, or what a failed
     beginning left. Whether another process writes there shows only when it is locked.
 
     Raises:
-        StorageError: it holds something else, is a file, or the file system refused.
+        StorageError: it holds something else, is a file, or the place refused.
     """
-    path = Path(path)
-    with fsops.operation("read", path):
-        existing = next(p for p in (path, *path.absolute().parents) if p.exists())
-    if not existing.is_dir():
-        raise StorageError(f"{existing}: is a file; give the path of a folder")
-    if path.exists() and not is_run(path):
-        _require_vacant(path)
+    place = open_place(path)
+    if place.exists() and not is_run(place):
+        _require_vacant(place)
 
 
-def is_run(path: str | Path) -> bool:
-    """Tell whether a folder holds a run; raises StorageError where it cannot be read."""
-    first = log.record_path(Path(path) / "log", 0)
-    with fsops.operation("read", first):
-        return first.exists()
+def is_run(path: str | Path | Place) -> bool:
+    """Tell whether a place holds a run; raises StorageError where it cannot be read."""
+    return open_place(path).size(log.record_name(0)) is not None
 
 
-def require_run(path: Path) -> None:
-    """Refuse a folder that is not a run.
+def require_run(place: Place) -> None:
+    """Refuse a place that holds no run.
 
     Raises:
-        FormatError: there is no such folder, or it holds no log.
+        FormatError: there is no such place, or it holds no log.
     """
-    if not is_run(path):
-        found = "is not a run" if path.exists() else "does not exist"
-        raise FormatError(f"{path}: {found} (no log/00000000); give the checkpoint.path of a run")
+    if not is_run(place):
+        found = "is not a run" if place.exists() else "does not exist"
+        raise FormatError(f"{place}: {found} (no log/00000000); give the checkpoint.path of a run")
 
 
-def read_state(path: Path) -> RunState:
-    """Replay the log of a run; raises FormatError naming the folder and the record."""
-    records = log.replay(path / "log")
+def read_state(path: str | Path | Place) -> RunState:
+    """Replay the log of a run; raises FormatError naming the place and the record."""
+    place = open_place(path)
+    records = log.replay(place)
     try:
         return RunState.replay(records)
     except FormatError as error:
-        raise FormatError(f"{path}: {error}") from None
+        raise FormatError(f"{place}: {error}") from None
 
 
-def _require_vacant(path: Path) -> None:
-    """Refuse a folder that holds anything but a failed beginning."""
-    if is_run(path):
+def _require_vacant(place: Place) -> None:
+    """Refuse a place that holds anything but a failed beginning."""
+    if is_run(place):
         raise StorageError(
-            f"{path}: holds a run already; resume it, begin anew with --restart, or choose "
+            f"{place}: holds a run already; resume it, begin anew with --restart, or choose "
             "another checkpoint.path"
         )
-    for file in sorted(set(layout.all_files(path)) - set(layout.temporaries(path))):
-        if not _left_by_beginning(path, file):
+    for name in sorted(set(layout.all_files(place)) - set(layout.temporaries(place))):
+        if not _left_by_beginning(place, name):
             raise StorageError(
-                f"{path}: holds something else ({file.relative_to(path)}); choose an empty or a "
-                "new folder for checkpoint.path"
+                f"{place}: holds something else ({name}); choose an empty or a new folder for "
+                "checkpoint.path"
             )
 
 
-def _left_by_beginning(path: Path, file: Path) -> bool:
-    if file == path / lock.NAME:
-        return RunLock.is_own(file)
-    if file != path / CONFIG or not file.is_file():
+def _left_by_beginning(place: Place, name: str) -> bool:
+    if name not in (lock.NAME, CONFIG) or place.size(name) is None:
         return False
-    text = fsops.read_file(file).decode(errors="replace")
+    content = place.read(name)
+    if name == lock.NAME:
+        return lock.is_own(content)
+    text = content.decode(errors="replace")
     try:
-        return Config.from_json(text, str(file)).to_json() == text
+        return Config.from_json(text, place.where(name)).to_json() == text
     except ConfigError:
         return False
 
 
-def _prepare(path: Path, config: Config) -> None:
+def _prepare(place: Place, config: Config) -> None:
     for name in FOLDERS:
-        fsops.make_folder(path / name)
-    fsops.check_put_if_absent(path)
-    fsops.replace(path / CONFIG, config.to_json().encode())
+        place.make_folder(name)
+    place.check_put_if_absent()
+    place.replace(CONFIG, config.to_json().encode())
 
 
 def _first_record(config: Config, facts: InitFacts) -> log.Record:
     return log.Record(0, "init", dump_body("init", Init(facts, config.to_json())))
 
 
-def _require_file(path: Path, ref: FileRef) -> None:
-    file = locate(path, ref.path)
-    if not file.is_file():
-        raise FormatError(f"{file}: missing; restore it from a copy, or begin the run anew")
+def _require_file(place: Place, ref: FileRef) -> None:
+    if place.size(ref.path) is None:
+        raise FormatError(f"{place.where(ref.path)}: missing{RESTORE}")
 
 
-def _require_unremoved(file: Path) -> None:
-    if not file.is_file():
+def _require_unremoved(place: Place, name: str) -> None:
+    if place.size(name) is None:
         raise StorageError(
-            f"{file}: gone before it was committed; another process has gone on with this run"
+            f"{place.where(name)}: gone before it was committed; another process has gone on with "
+            "this run"
         )
+
+
+def _folder(name: str) -> str:
+    return name.rpartition("/")[0]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote
 
@@ -16,9 +15,9 @@ import torch
 from torch import Tensor
 
 from biggraph.errors import FormatError
-from biggraph.storage import fsops
 from biggraph.storage.files import MappedArrays, read_arrays, write_arrays
-from biggraph.storage.state import InitFacts, PartitionVersion
+from biggraph.storage.place import RESTORE, Place
+from biggraph.storage.records import InitFacts, PartitionVersion
 from biggraph.storage.table import EmbeddingTable, check_finite, new_table
 from biggraph.types import PartitionKey, mix_seed
 
@@ -44,10 +43,10 @@ class PartitionStore(Protocol):
 
 
 class DiskStore:
-    """Partition files below a run directory.
+    """Partition files in the place of a run.
 
     Args:
-        root: the run directory.
+        place: of the run.
         facts: shapes and seeds of the tables.
         heads: the newest committed versions.
         fence: number of the lease under which files are written; part of their names.
@@ -55,14 +54,23 @@ class DiskStore:
 
     def __init__(
         self,
-        root: Path,
+        place: Place,
         facts: InitFacts,
         heads: Mapping[PartitionKey, PartitionVersion],
         fence: int,
     ) -> None:
-        self._root, self._facts = root, facts
+        self.place, self._facts = place, facts
         self._newest = dict(heads)
         self.fence = fence
+
+    def begin(self, heads: Mapping[PartitionKey, PartitionVersion], fence: int) -> None:
+        """Forget what was saved and not committed; read these versions, write under this lease."""
+        self._newest = dict(heads)
+        self.fence = fence
+
+    def follow(self, heads: Mapping[PartitionKey, PartitionVersion]) -> None:
+        """Read these versions from here on: others have written them."""
+        self._newest |= heads
 
     def load(self, key: PartitionKey) -> EmbeddingTable:
         """Return the newest table of a partition; a partition never saved is made.
@@ -74,7 +82,7 @@ class DiskStore:
         saved = self._newest.get(key)
         if saved is None:
             return initial_table(self._facts, key)
-        return read_table(self._root, self._facts, key, saved)
+        return read_table(self.place, self._facts, key, saved)
 
     def save(self, table: EmbeddingTable) -> PartitionVersion:
         """Write a table as a new version, durably.
@@ -87,8 +95,9 @@ class DiskStore:
         before = self._newest.get(table.key)
         version = before.version + 1 if before else 1
         arrays = {"embeddings": table.rows.numpy(), "optimizer": table.state.numpy()}
-        path = partition_path(table.key, version, self.fence)
-        file = write_arrays(self._root, path, arrays, _attributes(table.key, version, table.chain))
+        name = partition_path(table.key, version, self.fence)
+        attributes = _attributes(table.key, version, table.chain)
+        file = write_arrays(self.place, name, arrays, attributes)
         self._newest[table.key] = PartitionVersion(version, file, table.chain)
         return self._newest[table.key]
 
@@ -105,7 +114,7 @@ class DiskStore:
         if saved is None:
             table = initial_table(self._facts, key)
             return table.chain, table.rows
-        arrays, _ = MappedArrays.open(self._root, saved.file).arrays()
+        arrays, _ = MappedArrays.open(self.place, saved.file).arrays()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # torch: the mapping is read-only
             return saved.chain, torch.from_numpy(arrays["embeddings"])
@@ -116,11 +125,11 @@ class DiskStore:
         Raises:
             StorageError: the file system refused.
         """
-        fsops.unlink(self._root / saved.file.path)
+        self.place.remove(saved.file.path)
 
 
 def partition_path(key: PartitionKey, version: int, fence: int) -> str:
-    """Return the name of a partition file, relative to the run directory.
+    """Return the name of a partition file in the place of a run.
 
     >>> partition_path(PartitionKey("user", 3), 42, 17)
     'parts/user/3/v000042-f000017.h5'
@@ -137,7 +146,7 @@ def initial_table(facts: InitFacts, key: PartitionKey) -> EmbeddingTable:
 
 
 def read_table(
-    root: Path, facts: InitFacts, key: PartitionKey, saved: PartitionVersion
+    place: Place, facts: InitFacts, key: PartitionKey, saved: PartitionVersion
 ) -> EmbeddingTable:
     """Read one version of a partition.
 
@@ -145,16 +154,14 @@ def read_table(
         FormatError: the file is missing, damaged or not what `saved` says.
         StorageError: the file system refused.
     """
-    path = root / saved.file.path
+    where = place.where(saved.file.path)
     try:
-        arrays, attributes = read_arrays(root, saved.file)
+        arrays, attributes = read_arrays(place, saved.file)
     except FileNotFoundError:
-        raise FormatError(
-            f"{path}: missing; restore it from a copy, or begin the run anew"
-        ) from None
+        raise FormatError(f"{where}: missing{RESTORE}") from None
     shapes = {name: array.shape for name, array in arrays.items()}
     if problem := describe_mismatch(facts, key, saved, shapes, attributes):
-        raise FormatError(f"{path}: {problem}")
+        raise FormatError(f"{where}: {problem}")
     rows, state = (torch.from_numpy(arrays[name]) for name in ("embeddings", "optimizer"))
     return EmbeddingTable(key, rows, state, saved.chain)
 
