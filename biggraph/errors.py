@@ -6,7 +6,9 @@
     ├── FormatError       a graph directory or checkpoint is damaged, foreign or of another version
     ├── StorageError      the file system refused: no space, no permission, already occupied
     ├── DivergenceError   training produced NaN, infinity or an exploding loss
-    └── Interrupted       a signal stopped the run after its state was committed
+    ├── Interrupted       a signal stopped the run after its state was committed
+    ├── LinkLost          another process of the cluster did not answer in time
+    └── RemoteError       another process of the cluster could not handle a request
 
 A message says what is wrong, where, what was found and what to do. The command line prints it as
 one line and exits with `exit_code`; everything else is a defect and shows its traceback.
@@ -50,6 +52,14 @@ class Interrupted(BigGraphError):
     """A signal stopped the run after its state was committed."""
 
     exit_code = 130
+
+
+class LinkLost(BigGraphError):
+    """No valid answer came in time: the other side is dead, frozen, unreachable or refused."""
+
+
+class RemoteError(BigGraphError):
+    """The other side answered that it could not handle the request."""
 
 
 def did_you_mean(found: str, known: Iterable[str]) -> str:

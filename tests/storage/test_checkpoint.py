@@ -10,6 +10,7 @@ from biggraph.storage import log
 from biggraph.storage.cache import PartitionCache
 from biggraph.storage.checkpoint import Checkpoint
 from biggraph.storage.files import write_arrays
+from biggraph.storage.folder import Folder
 from biggraph.storage.log import Record
 from biggraph.storage.run import RunDirectory, read_state
 from biggraph.storage.store import initial_table
@@ -49,7 +50,7 @@ def test_best_is_preferred_and_the_last_commit_is_always_there(trained):
 
 def test_a_checkpoint_knows_its_run(trained):
     checkpoint = Checkpoint.open(str(trained))
-    assert checkpoint.path == trained
+    assert checkpoint.path == str(trained)
     assert checkpoint.config == CONFIG
     assert checkpoint.schema == SCHEMA
     assert checkpoint.shape(USER_0) == (3, DIMENSION)
@@ -191,22 +192,22 @@ def test_edges_that_are_missing_from_an_epoch_are_noticed(tmp_path):
         PartitionCache(run.store, 10**6, table_bytes) as cache,
     ):
         train_epoch(run, cache)
-    for record in log.replay(path / "log"):
+    for record in log.replay(Folder(path)):
         if record.kind == "commit":
             record.body["edges"] -= 1
-            log.record_path(path / "log", record.number).write_bytes(log.encode(record))
+            (path / log.record_name(record.number)).write_bytes(log.encode(record))
     with pytest.raises(FormatError, match="edges trained, its buckets have"):
         Checkpoint.open(path)
 
 
 def test_values_that_are_not_finite_are_described(trained):
     with RunDirectory.resume(trained) as run:
-        ref = write_arrays(trained, "relations/f000900.h5", {"w": np.array([np.nan])}, {})
+        ref = write_arrays(Folder(trained), "relations/f000900.h5", {"w": np.array([np.nan])}, {})
         commit = {
             "fence": 900, "epoch": 3, "buckets": [], "partitions": [], "edges": 0, "stats": {},
             "relations": {"path": ref.path, "digest": ref.digest, "size": ref.size},
         }  # fmt: skip
-        log.append(trained / "log", Record(run.state.number, "commit", commit))
+        log.append(Folder(trained), Record(run.state.number, "commit", commit))
     assert Checkpoint.open(trained, "latest").verify() == [f"{trained / ref.path}: w is not finite"]
 
 

@@ -12,6 +12,7 @@ from biggraph.errors import FormatError, InputError, StorageError
 from biggraph.storage import fsops, log
 from biggraph.storage.cache import PartitionCache
 from biggraph.storage.checkpoint import Checkpoint
+from biggraph.storage.folder import Folder
 from biggraph.storage.log import Record
 from biggraph.storage.run import RunDirectory, read_state
 from biggraph.storage.store import DiskStore, initial_table, partition_path
@@ -206,10 +207,10 @@ def test_a_file_in_the_wrong_place_is_named(trained):
     with RunDirectory.resume(trained) as run:
         swapped = {USER_0: run.state.heads[PartitionKey("user", 1)]}
         with pytest.raises(FormatError, match="expected arrays"):
-            DiskStore(trained, run.state.facts, swapped, 9).load(USER_0)
+            DiskStore(Folder(trained), run.state.facts, swapped, 9).load(USER_0)
         other = dataclasses.replace(run.state.heads[USER_0], chain="0")
         with pytest.raises(FormatError, match=r"expected .*'chain': '0'"):
-            DiskStore(trained, run.state.facts, {USER_0: other}, 9).load(USER_0)
+            DiskStore(Folder(trained), run.state.facts, {USER_0: other}, 9).load(USER_0)
 
 
 def test_tables_round_trip_bit_by_bit(path):
@@ -264,18 +265,18 @@ def test_a_commit_that_contradicts_the_log_is_not_written(trained):
 
 def test_a_record_written_by_another_process_stops_the_writer(trained):
     with RunDirectory.resume(trained) as run:
-        log.append(trained / "log", Record(run.state.number, "snapshot", {"name": "thief"}))
+        log.append(Folder(trained), Record(run.state.number, "snapshot", {"name": "thief"}))
         with pytest.raises(StorageError, match="another process has written this record"):
             run.snapshot("mine")
 
 
 def test_hostile_names_in_a_record_lead_nowhere(trained, tmp_path):
     (tmp_path / "secret").write_bytes(b"secret")
-    last = [r for r in log.replay(trained / "log") if r.kind == "commit"][-1]
+    last = [r for r in log.replay(Folder(trained)) if r.kind == "commit"][-1]
     for number in range(last.number, read_state(trained).number):
-        log.record_path(trained / "log", number).unlink()
+        (trained / log.record_name(number)).unlink()
     last.body["relations"] |= {"path": "../../secret", "size": 6}
-    log.append(trained / "log", last)
+    log.append(Folder(trained), last)
     with pytest.raises(FormatError, match="outside the run directory"):
         Checkpoint.open(trained, "latest")
     with pytest.raises(FormatError, match="outside the run directory"):

@@ -14,6 +14,7 @@ from biggraph.errors import FormatError, StorageError
 from biggraph.storage import fsops, log
 from biggraph.storage.cache import PartitionCache
 from biggraph.storage.checkpoint import Checkpoint
+from biggraph.storage.folder import Folder
 from biggraph.storage.lock import RunLock
 from biggraph.storage.run import RunDirectory, check_claimable, is_run, read_state
 from biggraph.storage.table import advance_chain
@@ -233,7 +234,7 @@ def test_beginning_anew_can_be_interrupted_anywhere(trained, tmp_path, monkeypat
         with fsops.observed(fault := Fault(n, Crash())), suppress(Crash):
             RunDirectory.recreate(copy, CONFIG, facts()).close()
         assert is_run(copy)
-        if log.replay(copy / "log")[1:]:
+        if log.replay(Folder(copy))[1:]:
             assert fault.hit
         RunDirectory.recreate(copy, CONFIG, facts()).close()
         assert files(copy).keys() == {"lock", "config.json", "log/00000000"}

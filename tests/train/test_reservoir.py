@@ -5,6 +5,7 @@ import torch
 
 from biggraph.schema import EntityType, GraphSchema, RelationType
 from biggraph.storage.state import InitFacts
+from biggraph.storage.folder import Folder
 from biggraph.storage.store import DiskStore
 from biggraph.storage.table import advance_chain
 from biggraph.train.reservoir import Reservoir
@@ -19,7 +20,7 @@ FACTS = InitFacts(SCHEMA, "fingerprint", 3, True, 0.1, 5, {Bucket(0, 0): 1})
 
 @pytest.fixture
 def store(tmp_path):
-    return DiskStore(tmp_path, FACTS, {}, 1)
+    return DiskStore(Folder(tmp_path), FACTS, {}, 1)
 
 
 def key(index):
@@ -65,7 +66,7 @@ def test_a_resumed_process_samples_the_same_rows(store, tmp_path):
     before = Reservoir(store, SCHEMA, 20)
     before.refresh([table])
     saved = store.save(table)
-    after = Reservoir(DiskStore(tmp_path, FACTS, {key(2): saved}, 9), SCHEMA, 20)
+    after = Reservoir(DiskStore(Folder(tmp_path), FACTS, {key(2): saved}, 9), SCHEMA, 20)
     uses = [(Side.LHS, key(1))]
     assert torch.equal(
         before.outside(uses)[Side.LHS, "many"], after.outside(uses)[Side.LHS, "many"]

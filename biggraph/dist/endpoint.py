@@ -1,0 +1,215 @@
+"""Where the coordinator is, and the secret that its workers share with it.
+
+Reading and writing bytes is apart from what they mean. Knows no sockets beyond names of
+addresses, and no messages.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import secrets
+import socket
+import stat
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from biggraph.errors import ConfigError, FormatError, StorageError
+from biggraph.storage import fsops
+
+ENDPOINT_FILE = "endpoint.json"
+SECRET_FILE = "secret"
+SECRET_VARIABLE = "BIGGRAPH_SECRET"
+MIN_SECRET_BYTES = 16
+
+_MAX_FILE_BYTES = 65536
+
+
+class Endpoint(BaseModel):
+    """Where one start of the coordinator listens.
+
+    Args:
+        term: id of the start.
+        host: name or address that workers connect to.
+        port: of the mailbox.
+        job: id of the job.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    term: str = Field(min_length=1, max_length=200)
+    host: str = Field(min_length=1, max_length=253)
+    port: int = Field(ge=1, le=65535)
+    job: str = Field(min_length=1, max_length=200)
+
+
+class Secret(NamedTuple):
+    """The job secret, and whether the user gave it."""
+
+    key: bytes
+    explicit: bool
+
+
+def new_id() -> str:
+    """Return an id that was never used, for a job or a term."""
+    return secrets.token_hex(8)
+
+
+def encode_endpoint(endpoint: Endpoint) -> bytes:
+    """Return the content of endpoint.json."""
+    return endpoint.model_dump_json(indent=2).encode() + b"\n"
+
+
+def parse_endpoint(data: bytes, source: object) -> Endpoint:
+    """Return the endpoint that `encode_endpoint` wrote.
+
+    Args:
+        data: content of the file.
+        source: where it is from, for messages.
+
+    Raises:
+        FormatError: it is damaged or of another version.
+    """
+    try:
+        return Endpoint.model_validate_json(data)
+    except ValidationError as error:
+        found = error.errors()[0]
+        where = ".".join(map(str, found["loc"])) or "content"
+        raise FormatError(
+            f"{source}: damaged: {where}: {found['msg']}; remove it and start the coordinator again"
+        ) from error
+
+
+def write_endpoint(path: Path, endpoint: Endpoint) -> None:
+    """Publish where the coordinator is, in one step; an older endpoint is replaced.
+
+    Raises:
+        StorageError: the file system refused.
+    """
+    fsops.replace(path, encode_endpoint(endpoint))
+
+
+def read_endpoint(path: Path) -> Endpoint | None:
+    """Return where the coordinator is, None where none has started yet.
+
+    Raises:
+        FormatError: the file is damaged.
+        StorageError: the file system refused.
+    """
+    try:
+        data = fsops.read_file(path)
+    except FileNotFoundError:
+        return None
+    return parse_endpoint(data, path)
+
+
+def find_secret(run: Path, secret_file: Path | None, *, create: bool) -> Secret:
+    """Return the job secret: from the file given, else the environment, else the run directory.
+
+    White space at its ends does not count.
+
+    Args:
+        run: run directory.
+        secret_file: `cluster.secret_file`.
+        create: make one in the run directory where none is found.
+
+    Raises:
+        ConfigError: there is none, it is too short, or others could read it.
+        StorageError: the file system refused.
+    """
+    if secret_file is not None:
+        return Secret(_read_secret(secret_file), explicit=True)
+    if value := os.environ.get(SECRET_VARIABLE):
+        return Secret(_long_enough(value.encode(), SECRET_VARIABLE), explicit=True)
+    path = run / SECRET_FILE
+    if create:
+        with suppress(FileExistsError):
+            _create_secret(path)
+    return Secret(_read_secret(path), explicit=False)
+
+
+def _create_secret(path: Path) -> None:
+    """Publish a random secret; the name is taken only once the file is complete."""
+    with fsops.publish(path) as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(secrets.token_hex(32).encode() + b"\n")
+
+
+def _read_secret(path: Path) -> bytes:
+    try:
+        # Not blocking: a named pipe would wait for its writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path}: no job secret; start the coordinator first, or set {SECRET_VARIABLE} or "
+            "cluster.secret_file"
+        ) from None
+    except OSError as error:
+        raise StorageError(f"{path}: cannot read the job secret: {error.strerror}") from error
+    with os.fdopen(descriptor, "rb") as file:
+        _check_secret_file(os.fstat(file.fileno()), path)
+        return _long_enough(file.read(_MAX_FILE_BYTES), path)
+
+
+def _check_secret_file(found: os.stat_result, path: Path) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise ConfigError(f"{path}: the job secret must be a regular file, found something else")
+    if found.st_uid != os.geteuid():
+        raise ConfigError(
+            f"{path}: the job secret belongs to user {found.st_uid}, this process to user "
+            f"{os.geteuid()}; make a copy of your own"
+        )
+    if stat.S_IMODE(found.st_mode) & 0o077:
+        raise ConfigError(
+            f"{path}: others can read or change the job secret (mode "
+            f"{stat.S_IMODE(found.st_mode):04o}); chmod 600 {path}"
+        )
+
+
+def _long_enough(value: bytes, source: object) -> bytes:
+    key = value.strip()
+    if len(key) < MIN_SECRET_BYTES:
+        raise ConfigError(
+            f"{source}: a job secret of {len(key)} bytes; give at least {MIN_SECRET_BYTES}, such "
+            "as from `openssl rand -hex 32`"
+        )
+    return key
+
+
+def require_secret_beyond_loopback(bind: str, secret: Secret) -> None:
+    """Refuse to listen where other machines can connect, unless the user gave a secret.
+
+    Raises:
+        ConfigError: the address is not loopback and the secret was made by us.
+    """
+    if not secret.explicit and not is_loopback(bind):
+        raise ConfigError(
+            f"cluster.bind = {bind!r} lets other machines connect; give all of them the same "
+            f"secret: set {SECRET_VARIABLE}, or cluster.secret_file to a file of mode 0600"
+        )
+
+
+def is_loopback(bind: str) -> bool:
+    """Return whether an address or host name means this machine alone.
+
+    >>> is_loopback("127.0.0.1"), is_loopback("::1"), is_loopback("0.0.0.0")
+    (True, True, False)
+    """
+    with suppress(ValueError):
+        return ipaddress.ip_address(bind).is_loopback
+    with suppress(OSError):
+        found = socket.getaddrinfo(bind, None)
+        return all(ipaddress.ip_address(entry[4][0]).is_loopback for entry in found)
+    return False
+
+
+def advertised_host(bind: str) -> str:
+    """Return what workers connect to: the address listened on, or this machine's name.
+
+    >>> advertised_host("127.0.0.1")
+    '127.0.0.1'
+    """
+    return socket.getfqdn() if bind in ("", "0.0.0.0", "::") else bind

@@ -1,0 +1,260 @@
+"""Requests and replies over the queues of a TCPStore, each sealed.
+
+The server pops one queue of requests and pushes each reply to the queue of the link that asked.
+Knows nothing of what requests mean.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from datetime import timedelta
+from typing import Any
+
+from torch.distributed import DistStoreError, QueueEmptyError, TCPStore  # type: ignore[attr-defined]
+
+from biggraph.dist.endpoint import Endpoint, advertised_host
+from biggraph.dist.link import Body, Handler
+from biggraph.dist.messages import Envelope, Identity, Reason, Refused, Verifier, seal, unseal
+from biggraph.dist.store import StoreLine, connect_store, host_store
+from biggraph.errors import BigGraphError, LinkLost, RemoteError
+
+_LOG = logging.getLogger(__name__)
+
+REQUESTS = "requests"  # the queue that every link pushes to
+_WAIT_S = 10.0  # of the server for a request, before it looks whether it should end
+
+# A store remembers each blocking wait of a client until that client goes, and scans these on
+# every push: without fresh clients, a long run would slow down.
+_USES_OF_A_CLIENT = 10_000
+
+
+def _reply_queue(sender: str, incarnation: int, channel: int) -> str:
+    return f"replies/{sender}/{incarnation}/{channel}"
+
+
+class MailboxServer:
+    """Answers requests, one at a time, in a thread of its own. Made by `open`.
+
+    Args:
+        handler: told (sender, incarnation, request), returns the reply. What it raises becomes
+            an error reply.
+        secret: of the job.
+        endpoint: where workers reach it, and its job and term; to be published.
+        store: that holds the queues.
+    """
+
+    def __init__(
+        self, handler: Handler, secret: bytes, endpoint: Endpoint, store: TCPStore
+    ) -> None:
+        self.endpoint = endpoint
+        self.handled = 0  # requests answered, those with an error reply too
+        self.failed = 0  # requests for which the handler raised
+        self._handler = handler
+        self._secret = secret
+        self._verifier = Verifier(secret, "request", endpoint.job, endpoint.term)
+        self._host = store  # the store listens as long as this lives
+        self._reply_queues: dict[str, str] = {}
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="mailbox", daemon=True)
+
+    @classmethod
+    def open(
+        cls, handler: Handler, *, secret: bytes, job: str, term: str, bind: str, port: int
+    ) -> MailboxServer:
+        """Listen on one address and answer from now on.
+
+        Args:
+            handler: see the class.
+            secret: of the job.
+            job: id of the job.
+            term: id of this start of the coordinator.
+            bind: address to listen on.
+            port: 0 for any that is free.
+
+        Raises:
+            ConfigError: cannot listen there.
+        """
+        store = host_store(bind, port)
+        host = advertised_host(bind)
+        endpoint = Endpoint(term=term, host=host, port=store.port, job=job)
+        server = cls(handler, secret, endpoint, store)
+        server._thread.start()
+        return server
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return self.endpoint.port
+
+    @property
+    def refused(self) -> Counter[Reason]:
+        """Messages that did not count, by reason."""
+        return self._verifier.refused
+
+    def close(self) -> None:
+        """Stop answering and listening; a request being handled is finished first."""
+        self._closing.set()
+        connect_store((self._host.host, self.port), _WAIT_S).queue_push(REQUESTS, "")
+        self._thread.join()
+        del self._host
+
+    def _loop(self) -> None:
+        while not self._closing.is_set():
+            try:
+                store = connect_store((self._host.host, self.port), _WAIT_S)
+                for _ in range(_USES_OF_A_CLIENT):
+                    self._serve_one(store)
+                    if self._closing.is_set():
+                        return
+            except (OSError, RuntimeError) as error:
+                _LOG.warning("mailbox: connects again: %s", str(error).partition("\n")[0])
+                self._closing.wait(0.1)
+
+    def _serve_one(self, store: TCPStore) -> None:
+        try:
+            data = store.queue_pop(REQUESTS)
+        except QueueEmptyError:  # the name was set as a plain key, which wakes us for ever
+            store.delete_key(REQUESTS)
+            return
+        except DistStoreError:  # nothing came
+            return
+        if self._closing.is_set():
+            return
+        request = self._verifier.open(data)
+        if request is None:
+            return
+        channel, body = request.body.get("channel"), request.body.get("body")
+        if type(channel) is not int or not isinstance(body, dict):
+            self.refused["types"] += 1
+            return
+        reply = self._reply(request, body)
+        self.handled += 1
+        queue = _reply_queue(request.sender, request.incarnation, channel)
+        self._drop_late_replies(store, request.sender, queue)
+        store.queue_push(queue, reply)
+
+    def _reply(self, request: Envelope, body: Body) -> bytes:
+        try:
+            reply = self._handler(request.sender, request.incarnation, body)
+            return self._seal_reply(request, {"reply": reply})
+        except Exception as error:  # noqa: BLE001 - a defect must not end the loop
+            self.failed += 1
+            _LOG.exception("mailbox: a request of %s failed", request.sender)
+            return self._seal_reply(request, {"error": _describe(error)})
+
+    def _seal_reply(self, request: Envelope, body: dict[str, Any]) -> bytes:
+        return seal(self._secret, Envelope(**{**vars(request), "kind": "reply", "body": body}))
+
+    def _drop_late_replies(self, store: TCPStore, sender: str, queue: str) -> None:
+        """Empty the queue that a sender no longer reads, so that it holds at most one reply."""
+        old = self._reply_queues.get(sender)
+        if old is not None and old != queue:
+            while store.queue_len(old):
+                store.queue_pop(old, block=False)
+        self._reply_queues[sender] = queue
+
+
+def _describe(error: Exception) -> str:
+    text = str(error)[:2000]
+    return text if isinstance(error, BigGraphError) else f"{type(error).__name__}: {text}"
+
+
+class MailboxLink:
+    """A link to a `MailboxServer`. Calls of several threads wait for each other.
+
+    Connects on the first call, and again on the first call after a lost one.
+
+    Args:
+        identity: of the worker; only one link at a time may use it.
+        endpoint: of the server.
+    """
+
+    def __init__(self, identity: Identity, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.ignored = 0  # replies that were late, garbage or not meant for the call
+        self._identity = identity
+        self._lock = threading.Lock()
+        self._line: StoreLine | None = None
+        self._channel = 0
+        self._uses = 0
+        self._closed = False
+
+    def call(self, body: Body, timeout_s: float) -> Body:
+        """Return the reply to a request; see `Link.call`.
+
+        Raises:
+            LinkLost: no valid reply came in time.
+            RemoteError: the handler failed; its message.
+            ValueError: the body is no JSON, or too large.
+        """
+        deadline = time.monotonic() + timeout_s
+        if not self._lock.acquire(timeout=timeout_s):
+            raise LinkLost(f"another call took longer than {timeout_s:g} s")
+        try:
+            answer = self._exchange(body, deadline - time.monotonic())
+        finally:
+            self._lock.release()
+        if "error" in answer:
+            raise RemoteError(f"the coordinator could not handle a request: {answer['error']}")
+        reply: Body = answer["reply"]
+        return reply
+
+    def _exchange(self, body: Body, timeout_s: float) -> Body:
+        if self._closed:
+            raise LinkLost("the link is closed")
+        sequence = self._identity.next_sequence()
+        line = self._fresh_line(sequence)
+        contents = {"channel": self._channel, "body": body}
+        request = self._identity.seal("request", self.endpoint.term, sequence, contents)
+        try:
+            return line.run(
+                lambda store, deadline: self._ask(store, deadline, sequence, request), timeout_s
+            )
+        except LinkLost:
+            self._drop_line()
+            raise
+
+    def _fresh_line(self, sequence: int) -> StoreLine:
+        """Return the line in use; after a lost call, one whose late replies nobody reads."""
+        self._uses += 1
+        if self._uses > _USES_OF_A_CLIENT:
+            self._drop_line()
+        if self._line is None:
+            self._line = StoreLine((self.endpoint.host, self.endpoint.port))
+            self._channel, self._uses = sequence, 0
+        return self._line
+
+    def _ask(self, store: TCPStore, deadline: float, sequence: int, request: bytes) -> Body:
+        """Send a request and wait for its reply; runs in the thread of the line."""
+        queue = _reply_queue(self._identity.sender, self._identity.incarnation, self._channel)
+        store.queue_push(REQUESTS, request)
+        while True:
+            store.set_timeout(timedelta(seconds=max(0.001, deadline - time.monotonic())))
+            try:
+                reply = unseal(self._identity.secret, store.queue_pop(queue))
+            except Refused:
+                self.ignored += 1
+                continue
+            if self._answers(reply, sequence):
+                return reply.body
+            self.ignored += 1
+
+    def _answers(self, reply: Envelope, sequence: int) -> bool:
+        identity, endpoint = self._identity, self.endpoint
+        mine = ("reply", endpoint.job, endpoint.term, identity.sender, identity.incarnation)
+        fields = (reply.kind, reply.job, reply.term, reply.sender, reply.incarnation)
+        return fields == mine and reply.sequence == sequence and len(reply.body) == 1
+
+    def _drop_line(self) -> None:
+        if self._line is not None:
+            self._line.abandon()
+            self._line = None
+
+    def close(self) -> None:
+        """End the line; calls after it are lost."""
+        with self._lock:
+            self._closed = True
+            self._drop_line()
