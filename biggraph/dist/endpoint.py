@@ -132,10 +132,19 @@ def find_secret(run: Path, secret_file: Path | None, *, create: bool) -> Secret:
 
 
 def _create_secret(path: Path) -> None:
-    """Publish a random secret; the name is taken only once the file is complete."""
-    with fsops.publish(path) as file:
-        os.fchmod(file.fileno(), 0o600)
-        file.write(secrets.token_hex(32).encode() + b"\n")
+    """Publish a random secret, which nobody else can ever open."""
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(6)}{fsops.TEMPORARY}")
+    try:
+        with fsops.operation("write", temporary):
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(secrets.token_hex(32).encode() + b"\n")
+                fsops.sync(file, temporary)
+        with fsops.operation("link", path):
+            os.link(temporary, path)
+    finally:
+        fsops.unlink(temporary)
+    fsops.sync_folder(path.parent)
 
 
 def _read_secret(path: Path) -> bytes:
@@ -149,9 +158,11 @@ def _read_secret(path: Path) -> bytes:
         ) from None
     except OSError as error:
         raise StorageError(f"{path}: cannot read the job secret: {error.strerror}") from error
-    with os.fdopen(descriptor, "rb") as file:
-        _check_secret_file(os.fstat(file.fileno()), path)
-        return _long_enough(file.read(_MAX_FILE_BYTES), path)
+    try:
+        _check_secret_file(os.fstat(descriptor), path)
+        return _long_enough(os.read(descriptor, _MAX_FILE_BYTES), path)
+    finally:
+        os.close(descriptor)
 
 
 def _check_secret_file(found: os.stat_result, path: Path) -> None:
@@ -207,9 +218,27 @@ def is_loopback(bind: str) -> bool:
 
 
 def advertised_host(bind: str) -> str:
-    """Return what workers connect to: the address listened on, or this machine's name.
+    """Return what workers connect to: the address listened on, or that of the default route.
 
     >>> advertised_host("127.0.0.1")
     '127.0.0.1'
     """
-    return socket.getfqdn() if bind in ("", "0.0.0.0", "::") else bind
+    if bind in ("", "0.0.0.0"):
+        return address_towards("192.0.2.1", 9)  # reserved for documentation; nothing is sent
+    return address_towards("2001:db8::1", 9) if bind == "::" else bind
+
+
+def address_towards(host: str, port: int) -> str:
+    """Return this machine's address on the way to another one; sends nothing.
+
+    >>> address_towards("127.0.0.1", 9)
+    '127.0.0.1'
+    """
+    with suppress(OSError):
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[
+            0
+        ]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(address)
+            return str(probe.getsockname()[0])
+    return socket.gethostname()

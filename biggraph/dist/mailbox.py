@@ -11,13 +11,12 @@ import threading
 import time
 from collections import Counter
 from datetime import timedelta
-from typing import Any
 
 from torch.distributed import DistStoreError, QueueEmptyError, TCPStore  # type: ignore[attr-defined]
 
 from biggraph.dist.endpoint import Endpoint, advertised_host
 from biggraph.dist.link import Body, Handler
-from biggraph.dist.messages import Envelope, Identity, Reason, Refused, Verifier, seal, unseal
+from biggraph.dist.messages import Envelope, Identity, Reason, Refused, Verifier, answer
 from biggraph.dist.store import StoreLine, connect_store, host_store
 from biggraph.errors import BigGraphError, LinkLost, RemoteError
 
@@ -109,8 +108,8 @@ class MailboxServer:
                     self._serve_one(store)
                     if self._closing.is_set():
                         return
-            except (OSError, RuntimeError) as error:
-                _LOG.warning("mailbox: connects again: %s", str(error).partition("\n")[0])
+            except Exception:  # noqa: BLE001 - nothing that comes may end the loop
+                _LOG.exception("mailbox: connects again")
                 self._closing.wait(0.1)
 
     def _serve_one(self, store: TCPStore) -> None:
@@ -139,14 +138,11 @@ class MailboxServer:
     def _reply(self, request: Envelope, body: Body) -> bytes:
         try:
             reply = self._handler(request.sender, request.incarnation, body)
-            return self._seal_reply(request, {"reply": reply})
+            return answer(self._secret, request, "reply", {"reply": reply})
         except Exception as error:  # noqa: BLE001 - a defect must not end the loop
             self.failed += 1
             _LOG.exception("mailbox: a request of %s failed", request.sender)
-            return self._seal_reply(request, {"error": _describe(error)})
-
-    def _seal_reply(self, request: Envelope, body: dict[str, Any]) -> bytes:
-        return seal(self._secret, Envelope(**{**vars(request), "kind": "reply", "body": body}))
+            return answer(self._secret, request, "reply", {"error": _describe(error)})
 
     def _drop_late_replies(self, store: TCPStore, sender: str, queue: str) -> None:
         """Empty the queue that a sender no longer reads, so that it holds at most one reply."""
@@ -194,12 +190,12 @@ class MailboxLink:
         if not self._lock.acquire(timeout=timeout_s):
             raise LinkLost(f"another call took longer than {timeout_s:g} s")
         try:
-            answer = self._exchange(body, deadline - time.monotonic())
+            found = self._exchange(body, deadline - time.monotonic())
         finally:
             self._lock.release()
-        if "error" in answer:
-            raise RemoteError(f"the coordinator could not handle a request: {answer['error']}")
-        reply: Body = answer["reply"]
+        if "error" in found:
+            raise RemoteError(f"the coordinator could not handle a request: {found['error']}")
+        reply: Body = found["reply"]
         return reply
 
     def _exchange(self, body: Body, timeout_s: float) -> Body:
@@ -233,20 +229,11 @@ class MailboxLink:
         store.queue_push(REQUESTS, request)
         while True:
             store.set_timeout(timedelta(seconds=max(0.001, deadline - time.monotonic())))
+            data = store.queue_pop(queue)
             try:
-                reply = unseal(self._identity.secret, store.queue_pop(queue))
+                return self._identity.open_answer("reply", self.endpoint.term, sequence, data).body
             except Refused:
                 self.ignored += 1
-                continue
-            if self._answers(reply, sequence):
-                return reply.body
-            self.ignored += 1
-
-    def _answers(self, reply: Envelope, sequence: int) -> bool:
-        identity, endpoint = self._identity, self.endpoint
-        mine = ("reply", endpoint.job, endpoint.term, identity.sender, identity.incarnation)
-        fields = (reply.kind, reply.job, reply.term, reply.sender, reply.incarnation)
-        return fields == mine and reply.sequence == sequence and len(reply.body) == 1
 
     def _drop_line(self) -> None:
         if self._line is not None:

@@ -12,13 +12,13 @@ import hmac
 import itertools
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NoReturn
 
 VERSION = 1
 MAX_BYTES = 4 * 2**20  # of one sealed message
 MAX_DEPTH = 32  # of containers in containers, in the whole envelope
-MAX_NAME = 200  # characters of a kind, job, term or sender
+MAX_NAME = 200  # printable ASCII characters of a kind, job, term or sender
 
 _SIGNATURE_BYTES = hashlib.sha256().digest_size
 _NAMES = ("kind", "job", "term", "sender")
@@ -34,7 +34,9 @@ Reason = Literal[
     "kind",
     "job",
     "term",
+    "sender",
     "stale",
+    "digest",
 ]
 
 
@@ -79,6 +81,10 @@ def seal(secret: bytes, envelope: Envelope) -> bytes:
     Raises:
         ValueError: the body holds something that is no JSON, is too deep or too large.
     """
+    if not _has_right_types(vars(envelope)):
+        raise ValueError(
+            f"names must be short and printable ASCII, numbers not negative: {envelope}"
+        )
     fields = {"version": VERSION, **vars(envelope)}
     try:
         text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -152,8 +158,17 @@ def _has_right_types(fields: dict[str, Any]) -> bool:
     if set(fields) != {*_NAMES, *_NUMBERS, "body"} or not isinstance(fields["body"], dict):
         return False
     names, numbers = [fields[key] for key in _NAMES], [fields[key] for key in _NUMBERS]
-    return all(isinstance(name, str) and len(name) <= MAX_NAME for name in names) and all(
+    return all(_is_name(name) for name in names) and all(
         type(number) is int and 0 <= number < 2**63 for number in numbers
+    )
+
+
+def _is_name(value: object) -> bool:
+    return (
+        isinstance(value, str)
+        and 0 < len(value) <= MAX_NAME
+        and value.isascii()
+        and value.isprintable()
     )
 
 
@@ -190,6 +205,34 @@ class Identity:
         envelope = Envelope(kind, self.job, term, self.sender, self.incarnation, sequence, body)
         return seal(self.secret, envelope)
 
+    def open_answer(self, kind: str, term: str, sequence: int, data: bytes) -> Envelope:
+        """Return the answer to this sender's message of that number.
+
+        Raises:
+            Refused: it is none.
+        """
+        found = unseal(self.secret, data)
+        expected = {"kind": kind, "job": self.job, "term": term, "sender": self.sender}
+        _require(found, expected)
+        if (found.incarnation, found.sequence) != (self.incarnation, sequence):
+            raise Refused("stale")
+        return found
+
+
+def answer(secret: bytes, request: Envelope, kind: str, body: dict[str, Any]) -> bytes:
+    """Return a sealed message that quotes the request it answers.
+
+    Raises:
+        ValueError: as `seal`.
+    """
+    return seal(secret, replace(request, kind=kind, body=body))
+
+
+def _require(envelope: Envelope, expected: dict[str, str]) -> None:
+    for field in _NAMES:
+        if field in expected and getattr(envelope, field) != expected[field]:
+            raise Refused(field)  # type: ignore[arg-type]  # each is a Reason
+
 
 class Verifier:
     """Opens messages of one kind, job and term, each once and in order; counts the others.
@@ -205,25 +248,28 @@ class Verifier:
 
     def __init__(self, secret: bytes, kind: str, job: str, term: str) -> None:
         self._secret = secret
-        self._expected = (("kind", kind), ("job", job), ("term", term))
+        self._expected = {"kind": kind, "job": job, "term": term}
         self._last: dict[tuple[str, int], int] = {}
         self.refused: Counter[Reason] = Counter()
 
     def open(self, data: bytes) -> Envelope | None:
         """Return the message, or None where it was refused and counted in `refused`."""
         try:
-            envelope = unseal(self._secret, data)
-            self._check(envelope)
+            return self.check(data)
         except Refused as refusal:
             self.refused[refusal.reason] += 1
             return None
-        return envelope
 
-    def _check(self, envelope: Envelope) -> None:
-        for field, expected in self._expected:
-            if getattr(envelope, field) != expected:
-                raise Refused(field)  # type: ignore[arg-type]  # each is a Reason
+    def check(self, data: bytes) -> Envelope:
+        """Return the message.
+
+        Raises:
+            Refused: it does not count; `refused` is left as it is.
+        """
+        envelope = unseal(self._secret, data)
+        _require(envelope, self._expected)
         source = (envelope.sender, envelope.incarnation)
         if envelope.sequence <= self._last.get(source, -1):
             raise Refused("stale")
         self._last[source] = envelope.sequence
+        return envelope

@@ -13,7 +13,9 @@ The rules:
       else it needs trained ones only; else it needs as few partitions as possible;
    b. it needs the fewest partitions that the owner has to load: neither holds nor has cached;
    c. it needs the fewest partitions that the owner does not hold;
-   d. with other owners about: most pending buckets need its partitions.
+   d. with other owners about: the most pending buckets need its partitions. This comes before
+      b and c while one partition is needed by more buckets than an owner's share of those
+      pending: that partition's turn-taking would end the epoch, not the loads.
 4. Every answer says what to give back (`evict`). An owner alone keeps all that it holds: nobody
    else wants it, and its cache may hold as much as fits. As soon as another owner is known, it
    has to give back what its new bucket does not need and a bucket still pending does. A waiting
@@ -30,7 +32,7 @@ decided here. A call that breaks the protocol is a defect of the caller and rais
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -268,16 +270,16 @@ class BucketScheduler:
         alone: NDArray[Any] = 1 + strange
         return np.where(joined > 0, strange == 0, alone)
 
-    def _costs(self, owner: str, cached: Partitions) -> Iterator[NDArray[Any]]:
-        """Yield what each partition costs by rules 3b, 3c and 3d."""
+    def _costs(self, owner: str, cached: Partitions) -> list[NDArray[Any]]:
+        """Return what each partition costs by rules 3b, 3c and 3d, in the order they count."""
         away = ~self._mine(owner)
         away[-1] = False
         loads = away.copy()
         loads[[self._index[key] for key in cached & self._index.keys()]] = False
-        yield loads
-        yield away
-        if not self._alone(owner):
-            yield -self._wanted
+        if self._alone(owner):
+            return [loads, away]
+        scarce = self._wanted.max() * len(self._numbers) >= self.pending
+        return [-self._wanted, loads, away] if scarce else [loads, away, -self._wanted]
 
     def _surplus(self, owner: str) -> NDArray[np.bool_]:
         """Return what `owner` holds and others may want, by rule 4."""
