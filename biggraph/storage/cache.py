@@ -162,7 +162,9 @@ class PartitionCache:
         with self._lock:
             self._wishes = []
             known = self._tables.keys() | self._reads.keys() | self._writes.keys()
-        for key in known if keys is None else known.intersection(keys):
+        known |= self._unclaimed.keys()  # of tables that are in memory no more
+        forgotten = known if keys is None else known.intersection(keys)
+        for key in forgotten:
             # What a read or a write of it came to no longer matters, be it an error.
             for await_it in (self._await_read, self._await_write):
                 with suppress(BigGraphError):
@@ -172,7 +174,7 @@ class PartitionCache:
                 self._leaving.discard(key)
             self._dirty.discard(key)
             self._unclaimed.pop(key, None)
-        self._pinned &= self._tables.keys()
+        self._pinned -= forgotten
 
     def close(self) -> None:
         """End the background threads; what was not flushed is lost."""

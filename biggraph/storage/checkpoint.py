@@ -6,6 +6,7 @@ writer goes on and removes them. Never writes. Knows nothing of models or evalua
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ class Checkpoint:
         """
         if self._kept.relations is None:
             raise FormatError(f"{self.path}: nothing was committed yet; train first")
-        arrays = sum_relations(self._kept, lambda ref: self._files[ref].arrays()[0])
+        arrays = sum_relations(self._place, self._kept, lambda ref: self._files[ref].arrays()[0])
         return {n: array for n, array in arrays.items() if not n.startswith(OPTIMIZER_PREFIX)}
 
     def verify(self) -> list[str]:
@@ -150,9 +151,7 @@ class Checkpoint:
                 problems |= dict.fromkeys(
                     _check_table(where, mapped[saved.file], state, key, saved)
                 )
-            for ref in kept.parameter_files():
-                where = self._place.where(ref.path)
-                problems |= dict.fromkeys(_check_numbers(where, mapped[ref]))
+            problems |= dict.fromkeys(_check_relations(self._place, kept, mapped))
         return list(problems)
 
     def _trained(self, key: PartitionKey, saved: PartitionVersion) -> NDArray[Any]:
@@ -200,6 +199,23 @@ def _check_numbers(where: str, mapped: MappedArrays | str) -> list[str]:
         for name, array in arrays.items()
         if array.size and not np.isfinite([array.min(), array.max()]).all()
     ]
+
+
+def _check_relations(
+    place: Place, kept: Snapshot, mapped: Mapping[FileRef, MappedArrays | str]
+) -> list[str]:
+    problems = []
+    readable: dict[FileRef, MappedArrays] = {}
+    for ref in kept.parameter_files():
+        problems += _check_numbers(place.where(ref.path), found := mapped[ref])
+        if not isinstance(found, str):
+            readable[ref] = found
+    if not problems:
+        try:
+            sum_relations(place, kept, lambda ref: readable[ref].arrays()[0])
+        except FormatError as error:
+            problems = [str(error)]
+    return problems
 
 
 def _check_table(

@@ -35,10 +35,10 @@ def read_relations(place: Place, snapshot: Snapshot) -> Arrays:
         FormatError: a file is damaged, or a delta does not fit.
         FileNotFoundError: a file is gone.
     """
-    return sum_relations(snapshot, lambda ref: read_arrays(place, ref)[0])
+    return sum_relations(place, snapshot, lambda ref: read_arrays(place, ref)[0])
 
 
-def sum_relations(snapshot: Snapshot, read: Callable[[FileRef], Arrays]) -> Arrays:
+def sum_relations(place: Place, snapshot: Snapshot, read: Callable[[FileRef], Arrays]) -> Arrays:
     """Return what `read_relations` does, given what reads a file of the state.
 
     Raises:
@@ -48,7 +48,7 @@ def sum_relations(snapshot: Snapshot, read: Callable[[FileRef], Arrays]) -> Arra
         return {}
     arrays = {name: np.array(array) for name, array in read(snapshot.relations).items()}
     for delta in snapshot.deltas:
-        add_delta(arrays, read(delta), delta.path)
+        add_delta(arrays, read(delta), place.where(delta.path))
     return arrays
 
 
@@ -56,10 +56,13 @@ def add_delta(arrays: Arrays, delta: Mapping[str, NDArray[Any]], where: str) -> 
     """Add a delta to relation parameters, in place.
 
     Raises:
-        FormatError: other names or shapes; names the file `where`.
+        FormatError: other names, shapes or types; names the file `where`.
     """
-    shapes = {name: array.shape for name, array in arrays.items()}
-    if {name: array.shape for name, array in delta.items()} != shapes:
+    if _forms(delta) != _forms(arrays):
         raise FormatError(f"{where}: its arrays are not those of the relation parameters")
     for name, array in delta.items():
         arrays[name] += array
+
+
+def _forms(arrays: Mapping[str, NDArray[Any]]) -> dict[str, tuple[tuple[int, ...], str]]:
+    return {name: (array.shape, array.dtype.str) for name, array in arrays.items()}

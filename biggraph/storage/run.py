@@ -3,7 +3,7 @@
     config.json   the configuration, for people; the log holds the one that counts
     log/          numbered records: what they say happened, happened
     parts/        immutable partition files, one per version
-    relations/    immutable files of relation parameters, one per commit
+    relations/    immutable files of relation parameters, or of what is to be added to them
     lock          held by the process that writes
 
 A commit writes its files first and its record last, so a crash at any moment leaves the state of
@@ -27,7 +27,7 @@ from biggraph.storage import layout, lock, log
 from biggraph.storage.files import Arrays, FileRef
 from biggraph.storage.layout import CONFIG, FOLDERS, METRICS
 from biggraph.storage.opening import open_place
-from biggraph.storage.place import RESTORE, Place
+from biggraph.storage.place import RESTORE, Place, wrong_size
 from biggraph.storage.records import (
     Based,
     Commit,
@@ -205,7 +205,8 @@ class RunDirectory:
             The fence of the lease with which its worker goes on.
 
         Raises:
-            FormatError: the work contradicts the log, or a file of it is not there; nothing counts.
+            FormatError: the work contradicts the log, or a file of it is missing or has another
+                size; nothing counts.
             StorageError: the file system refused, or another process has gone on with the run;
                 resume to learn whether the commit counts.
         """
@@ -335,6 +336,19 @@ def read_state(path: str | Path | Place) -> RunState:
         raise FormatError(f"{place}: {error}") from None
 
 
+def read_facts(path: str | Path | Place) -> InitFacts | None:
+    """Return what never changes during a run, None where no run has begun yet.
+
+    Raises:
+        FormatError: the first record of the log is damaged.
+    """
+    place = open_place(path)
+    name = log.record_name(0)
+    if place.size(name) is None:
+        return None
+    return RunState.begin(log.decode(place.read(name), 0, place.where(name))).facts
+
+
 def _require_vacant(place: Place) -> None:
     """Refuse a place that holds anything but a failed beginning."""
     if is_run(place):
@@ -375,17 +389,8 @@ def _first_record(config: Config, facts: InitFacts) -> log.Record:
 
 
 def _require_file(place: Place, ref: FileRef) -> None:
-    if place.size(ref.path) is None:
+    found = place.size(ref.path)
+    if found is None:
         raise FormatError(f"{place.where(ref.path)}: missing{RESTORE}")
-
-
-def _require_unremoved(place: Place, name: str) -> None:
-    if place.size(name) is None:
-        raise StorageError(
-            f"{place.where(name)}: gone before it was committed; another process has gone on with "
-            "this run"
-        )
-
-
-def _folder(name: str) -> str:
-    return name.rpartition("/")[0]
+    if found != ref.size:
+        raise wrong_size(place.where(ref.path), ref.size, found)

@@ -1,4 +1,4 @@
-"""A folder as a place: names go in and come out, whatever leads outside or is no file is refused."""
+"""A folder as a place: whatever leads outside it or is no file is refused."""
 
 import numpy as np
 import pytest
