@@ -58,12 +58,16 @@ _REFUSALS = 3  # commits of one worker that the log refuses in a row: a defect, 
 class Parameters(Protocol):
     """Sums up what leases do to the relation parameters; see `parameters.ParameterServer`."""
 
+    def begin(self, fence: int) -> None:
+        """Take what a new lease does from now on."""
+        ...
+
     def check(self, work: Work) -> Any:
         """Read what a commit brings; raises FormatError where it cannot count."""
         ...
 
-    def commit(self, fence: int, delta: Any) -> None:
-        """Count the delta of a lease, for ever."""
+    def commit(self, fence: int, following: int, delta: Any) -> None:
+        """Count the delta of a lease, for ever; the worker goes on under the lease `following`."""
         ...
 
     def drop(self, fence: int) -> None:
@@ -108,6 +112,7 @@ class Coordinator:
         self._refused: dict[str, int] = {}
         self._retired: deque[tuple[float, FileRef]] = deque()
         self._failure: Failed | None = None
+        self._edges = 0
         self._answers: dict[type, Callable[[Any, float], Reply]] = {
             Hello: self._hello,
             Acquire: self._acquire,
@@ -126,9 +131,17 @@ class Coordinator:
         return self._run.state
 
     @property
-    def finished(self) -> bool:
-        """Whether the run is at its end and no lease is left."""
-        return course.finished(self.state, self._plan) and not self.state.leases
+    def end(self) -> Finished | None:
+        """How the run ended, None while something is left to do."""
+        if not course.finished(self.state, self._plan):
+            return None
+        early = self.state.epoch < self._plan.epochs
+        return Finished(self.state.epoch, course.best(self.state, self._plan), early)
+
+    @property
+    def edges(self) -> int:
+        """Edges trained and committed since this coordinator began."""
+        return self._edges
 
     @property
     def failure(self) -> Failed | None:
@@ -139,6 +152,12 @@ class Coordinator:
         """Take over the leases of the log: each may live for one more `ttl`."""
         for fence, lease in self.state.leases.items():
             self._holders[fence] = Holder(lease.worker, now + self._ttl, known=False)
+            if self._parameters:
+                self._parameters.begin(fence)
+
+    def status(self, now: float) -> dict[str, Any]:
+        """Return how the run stands, as `status.describe` does."""
+        return describe(self.state, self._plan, self._holders, self._chronicle, now)
 
     def handle(self, request: Request, now: float) -> Reply:
         """Answer one request.
@@ -177,6 +196,8 @@ class Coordinator:
             self._forget(fence)
         fence = self._run.begin_lease(hello.worker, hello.incarnation)
         self._holders[fence] = Holder(hello.worker, now + self._ttl, known=True)
+        if self._parameters:
+            self._parameters.begin(fence)
         return self._welcome(fence)
 
     def _welcome(self, fence: int) -> Welcome:
@@ -187,10 +208,8 @@ class Coordinator:
         holder = self._heard(request.fence, request.holding, now)
         if holder is None:
             return _lost(request.fence)
-        if holder.validating is None and course.finished(self.state, self._plan):
-            best = course.best(self.state, self._plan)
-            early = self.state.epoch < self._plan.epochs
-            return Finished(self.state.epoch, best, early)
+        if holder.validating is None and (end := self.end) is not None:
+            return end
         if not all(other.known for other in self._holders.values()):
             return Wait()
         if course.validation_due(self.state, self._plan):
@@ -262,7 +281,8 @@ class Coordinator:
         self._board.release(holder, request.released)
         self._changed |= {head.key: self.state.number for head in work.partitions}
         if self._parameters:
-            self._parameters.commit(request.fence, delta)
+            self._parameters.commit(request.fence, following, delta)
+        self._edges += work.edges
         self._chronicle.commit(holder.worker, work)
         if self.state.epoch == work.epoch:
             self._end_epoch()
@@ -335,7 +355,7 @@ class Coordinator:
         return Done()
 
     def _status(self, request: AskStatus, now: float) -> Reply:
-        return Status(describe(self.state, self._plan, self._holders, self._chronicle, now))
+        return Status(self.status(now))
 
     def _heard(self, fence: int, holding: Holding, now: float) -> Holder | None:
         """Renew a lease, and learn what it has where that is not known."""

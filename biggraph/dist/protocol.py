@@ -132,6 +132,13 @@ class Release:
 
 
 @dataclass(frozen=True, slots=True)
+class Connect:
+    """A worker wants a pair with the parameter server, under a key that was never used."""
+
+    key: Annotated[str, Field(min_length=1, max_length=300)]
+
+
+@dataclass(frozen=True, slots=True)
 class AskStatus:
     """Somebody asks how the run stands."""
 
@@ -246,7 +253,7 @@ class Status:
     values: dict[str, Any]
 
 
-Request = Hello | Acquire | GiveBack | Renew | Submit | Evaluated | Diverged | Release | AskStatus
+Request = Hello | Acquire | GiveBack | Renew | Submit | Evaluated | Diverged | Release | Connect | AskStatus
 Reply = Welcome | Grant | Validate | Wait | Finished | Committed | Done | Lost | Failed | Status
 
 _REQUESTS = {c.__name__: c for c in Request.__args__}

@@ -16,7 +16,7 @@ from typing import Any
 from biggraph.dist.parameters import Keeper
 from biggraph.dist.protocol import Finished, Grant, Validate
 from biggraph.dist.session import LeaseLostError, Session, Task
-from biggraph.errors import DivergenceError, FormatError, Interrupted, StorageError
+from biggraph.errors import DivergenceError, FormatError, Interrupted, LinkLost, StorageError
 from biggraph.log import MetricsLog
 from biggraph.storage.cache import PartitionCache
 from biggraph.storage.records import Head, Work
@@ -173,6 +173,7 @@ class Trainer:
                     self.session.diverged(str(error))
             except Exception as error:  # noqa: BLE001 - others may have the lease at once
                 self._leave(error)
+        self.keeper.end()
         self.session.release()
         return TrainResult(finished.epochs, self._trained, finished.best, finished.stopped_early)
 
@@ -196,6 +197,8 @@ class Trainer:
         storage = isinstance(error, FormatError | StorageError)
         if self._abandoned and isinstance(error, Interrupted):
             return
+        if isinstance(error, LinkLost):
+            raise error  # nobody is there to take the lease back
         try:
             if storage:
                 self.session.renew(0)
