@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -101,6 +102,8 @@ class RunDirectory:
         unlock = place.lock()
         try:
             fence = layout.highest_fence(place) + 1  # a reader of the old run meets no name again
+            with suppress(FormatError):  # its log may be damaged
+                fence = max(fence, read_state(place).fence + 1)  # nor does a worker meet its fence
             _prepare(place, config)
             place.remove(METRICS)
             first = _first_record(config, facts)
@@ -205,8 +208,7 @@ class RunDirectory:
             The fence of the lease with which its worker goes on.
 
         Raises:
-            FormatError: the work contradicts the log, or a file of it is missing or has another
-                size; nothing counts.
+            FormatError: the work contradicts the log, or a file of it is not as it was written.
             StorageError: the file system refused, or another process has gone on with the run;
                 resume to learn whether the commit counts.
         """
@@ -242,8 +244,8 @@ class RunDirectory:
             )
         self._append("snapshot", Named(name))
 
-    def collect_garbage(self) -> int:
-        """Remove files that neither the last commit, nor a snapshot, nor a live lease needs.
+    def collect_garbage(self, keep: Iterable[FileRef] = ()) -> int:
+        """Remove files that the last commit, snapshots, live leases and `keep` do not need.
 
         Returns:
             The number of files removed.
@@ -251,7 +253,7 @@ class RunDirectory:
         Raises:
             StorageError: the file system refused.
         """
-        named = {ref.path for ref in self.state.files()}
+        named = {ref.path for ref in (*self.state.files(), *keep)}
         names = [name for name in layout.data_files(self.place) if name not in named]
         return self._remove_dead(names)
 

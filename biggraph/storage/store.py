@@ -107,14 +107,17 @@ class DiskStore:
         The rows of a saved version are mapped, so that only those looked at are kept in memory.
 
         Raises:
-            FormatError: the file is damaged.
+            FormatError: the file is missing or damaged.
             StorageError: the file system refused.
         """
         saved = self._newest.get(key)
         if saved is None:
             table = initial_table(self._facts, key)
             return table.chain, table.rows
-        arrays, _ = MappedArrays.open(self.place, saved.file).arrays()
+        try:
+            arrays, _ = MappedArrays.open(self.place, saved.file).arrays()
+        except FileNotFoundError:
+            raise _missing(self.place, saved) from None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # torch: the mapping is read-only
             return saved.chain, torch.from_numpy(arrays["embeddings"])
@@ -154,14 +157,13 @@ def read_table(
         FormatError: the file is missing, damaged or not what `saved` says.
         StorageError: the file system refused.
     """
-    where = place.where(saved.file.path)
     try:
         arrays, attributes = read_arrays(place, saved.file)
     except FileNotFoundError:
-        raise FormatError(f"{where}: missing{RESTORE}") from None
+        raise _missing(place, saved) from None
     shapes = {name: array.shape for name, array in arrays.items()}
     if problem := describe_mismatch(facts, key, saved, shapes, attributes):
-        raise FormatError(f"{where}: {problem}")
+        raise FormatError(f"{place.where(saved.file.path)}: {problem}")
     rows, state = (torch.from_numpy(arrays[name]) for name in ("embeddings", "optimizer"))
     return EmbeddingTable(key, rows, state, saved.chain)
 
@@ -181,6 +183,10 @@ def describe_mismatch(
     if attributes != (wanted := _attributes(key, saved.version, saved.chain)):
         return f"expected {wanted}, found {dict(attributes)}"
     return None
+
+
+def _missing(place: Place, saved: PartitionVersion) -> FormatError:
+    return FormatError(f"{place.where(saved.file.path)}: missing{RESTORE}")
 
 
 def _attributes(key: PartitionKey, version: int, chain: str) -> dict[str, int | str]:
