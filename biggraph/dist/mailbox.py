@@ -23,7 +23,11 @@ from biggraph.errors import BigGraphError, LinkLost, RemoteError
 _LOG = logging.getLogger(__name__)
 
 REQUESTS = "requests"  # the queue that every link pushes to
-_WAIT_S = 10.0  # of the server for a request, before it looks whether it should end
+_CONNECT_S = 10.0  # to our own store
+
+# Of the server for a request. A push wakes one waiting client, which may be a stranger: we find
+# the request then.
+_WAIT_S = 2.0
 
 # A store remembers each blocking wait of a client until that client goes, and scans these on
 # every push: without fresh clients, a long run would slow down.
@@ -96,14 +100,15 @@ class MailboxServer:
     def close(self) -> None:
         """Stop answering and listening; a request being handled is finished first."""
         self._closing.set()
-        connect_store((self._host.host, self.port), _WAIT_S).queue_push(REQUESTS, "")
+        connect_store((self._host.host, self.port), _CONNECT_S).queue_push(REQUESTS, "")
         self._thread.join()
         del self._host
 
     def _loop(self) -> None:
         while not self._closing.is_set():
             try:
-                store = connect_store((self._host.host, self.port), _WAIT_S)
+                store = connect_store((self._host.host, self.port), _CONNECT_S)
+                store.set_timeout(timedelta(seconds=_WAIT_S))
                 for _ in range(_USES_OF_A_CLIENT):
                     self._serve_one(store)
                     if self._closing.is_set():
@@ -115,7 +120,7 @@ class MailboxServer:
     def _serve_one(self, store: TCPStore) -> None:
         try:
             data = store.queue_pop(REQUESTS)
-        except QueueEmptyError:  # the name was set as a plain key, which wakes us for ever
+        except QueueEmptyError:  # a stranger set the name as a plain key, which ends every wait
             store.delete_key(REQUESTS)
             return
         except DistStoreError:  # nothing came
@@ -229,7 +234,11 @@ class MailboxLink:
         store.queue_push(REQUESTS, request)
         while True:
             store.set_timeout(timedelta(seconds=max(0.001, deadline - time.monotonic())))
-            data = store.queue_pop(queue)
+            try:
+                data = store.queue_pop(queue)
+            except QueueEmptyError:  # as in the server
+                store.delete_key(queue)
+                continue
             try:
                 return self._identity.open_answer("reply", self.endpoint.term, sequence, data).body
             except Refused:

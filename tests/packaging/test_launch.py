@@ -18,7 +18,7 @@ import pytest
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 NAMES = ["launch_ssh.sh", "launch_torchrun.sh", "launch_slurm.sh"]
-SECRET = "0123secret4567"
+SECRET = "0123456789secret"
 PATIENCE = 30.0  # seconds until a test gives up
 
 RECORD = """\
@@ -80,11 +80,11 @@ while :; do
     esac
 done
 children=
+trap 'for child in $children; do kill -TERM "-$child" 2>/dev/null; done' TERM
 while [ "$tasks" -gt 0 ]; do
     tasks=$((tasks - 1))
     SLURM_PROCID=$tasks setsid "$@" & children="$children $!"
 done
-trap 'for child in $children; do kill -TERM "-$child" 2>/dev/null; done' TERM
 result=0
 for child in $children; do
     while :; do
@@ -313,13 +313,17 @@ def test_restarts_are_bounded_and_the_cluster_then_ends(stage: Stage, kind: str)
 
 
 @pytest.mark.multiprocess
+@pytest.mark.parametrize("mistaken", ["worker", "coordinator"])
 @pytest.mark.parametrize("kind", LAUNCHES)
-def test_a_mistake_in_the_run_file_is_not_repeated(stage: Stage, kind: str) -> None:
+def test_a_mistake_in_the_run_file_is_not_repeated(stage: Stage, kind: str, mistaken: str) -> None:
     command, env, _ = LAUNCHES[kind]
-    status, _ = end(stage.start(*command, **env, FAKE_WORKER="2", FAKE_COORDINATOR="2"))
+    plans = {"FAKE_WORKER": "run", "FAKE_COORDINATOR": "run", f"FAKE_{mistaken.upper()}": "2"}
+    status, _ = end(stage.start(*command, **env, **plans))
     assert status != 0
-    assert len(stage.calls("coordinator")) == 1
-    assert all(call.suffix == ".1" for call in stage.calls("worker-*"))
+    calls = stage.calls(f"{mistaken}*")
+    assert calls
+    assert all(call.suffix == ".1" for call in calls)
+    wait_for(lambda: not alive_in(stage.root), "the end of the others")
 
 
 @pytest.mark.multiprocess

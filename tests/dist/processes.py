@@ -1,0 +1,72 @@
+"""Starts coordinators and workers as processes, one for each line on standard input.
+
+Forking a process that has imported everything, and has no threads yet, takes milliseconds.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+
+import torch
+
+from biggraph.dist.endpoint import Endpoint
+from biggraph.dist.mailbox import MailboxLink, MailboxServer
+from biggraph.dist.messages import Identity
+from biggraph.dist.pairs import PairClient, PairLimits, PairServer
+
+SECRET = b"a secret of the tests"
+PR_SET_PDEATHSIG = 1
+
+
+def say(values: dict) -> None:
+    # One write, so that the lines of several processes do not mix.
+    os.write(1, json.dumps({"pid": os.getpid(), **values}).encode() + b"\n")
+
+
+def serve(term: str, port: int) -> None:
+    """Be a coordinator that answers what a test asks for."""
+
+    def handle(sender, incarnation, body):
+        if "accept" in body:
+            pairs.accept(body["accept"])
+        time.sleep(body.get("sleep", 0))
+        counts = {"handled": server.handled, "refused": server.refused}
+        return {**counts, "pairs": pairs.keys(), "echo": body.get("echo"), "sender": sender}
+
+    def double(sender, header, payload):
+        time.sleep(header.get("sleep", 0))
+        return header, payload * 2
+
+    server = MailboxServer.open(
+        handle, secret=SECRET, job="j", term=term, bind="127.0.0.1", port=port
+    )
+    pairs = PairServer(double, SECRET, server.endpoint, PairLimits(join_s=5.0, exchange_s=5.0))
+    say({"port": server.port})
+    signal.pause()
+
+
+def work(term: str, port: int, sender: str) -> None:
+    """Be a worker that has exchanged a vector and then does nothing."""
+    endpoint = Endpoint(term=term, host="127.0.0.1", port=port, job="j")
+    identity = Identity(SECRET, "j", sender, 0)
+    link = MailboxLink(identity, endpoint)
+    link.call({"accept": sender}, 5.0)
+    pair = PairClient(identity, endpoint, sender)
+    pair.join(5.0)
+    pair.exchange({}, torch.ones(3), 5.0)
+    say({})
+    signal.pause()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    say({})
+    for line in sys.stdin:
+        if os.fork() == 0:
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            options = json.loads(line)
+            {"serve": serve, "work": work}[options.pop("role")](**options)
+            os._exit(0)
