@@ -172,7 +172,7 @@ class Coordinator:
         return self._answers[type(request)](request, now)
 
     def tick(self, now: float) -> None:
-        """End the leases whose time is over; raises as `handle`."""
+        """End leases whose time is over; raises as `handle`."""
         for fence, holder in list(self._holders.items()):
             if now >= holder.deadline:
                 self._end(fence, f"silent for {self._ttl:g} s")
@@ -392,11 +392,5 @@ def _lost(fence: int) -> Lost:
     return Lost(f"the lease with fence {fence} has ended")
 
 
-_OTHER_RUN = (
-    "worker {}: its run file or its graph is not that of the coordinator; give all the same run "
-    "file, overrides and graph"
-)
-_OTHER_START = (
-    "worker {0}: another worker named {0} has started later; give each worker its own name in "
-    "the environment variable BIGGRAPH_WORKER"
-)
+_OTHER_RUN = "worker {}: has another run file or graph than the coordinator; give all the same"
+_OTHER_START = "worker {0}: another of that name has started later; set BIGGRAPH_WORKER for each"

@@ -114,6 +114,17 @@ class Machine(RuleBasedStateMachine):
             values = self.store.versions[saved.file.path]
             assert values == (self.expected[key],) * (SIZES[key] // 8)
 
+    @rule(keys=st.none() | st.lists(st.sampled_from(KEYS), max_size=3))
+    def forget(self, keys):
+        """What the store has counts again: what was flushed, or saved and not flushed."""
+        kept = dict(self.store.newest)
+        self.cache.forget(keys)
+        for key in KEYS if keys is None else set(keys):
+            self.store.commit(key, self.flushed.get(key))
+            self.expected[key] = self.committed.get(key, 0.0)
+            self.changed.discard(key)
+        assert kept.keys() >= self.store.newest.keys()
+
     def there_is_room(self, key):
         """On the reading thread, when a table is about to take memory."""
         with self.cache._lock:

@@ -9,6 +9,8 @@ from biggraph.errors import FormatError, InputError
 from biggraph.storage import log
 from biggraph.storage.checkpoint import Checkpoint
 from biggraph.storage.folder import Folder
+from biggraph.storage.records import Work
+from biggraph.storage.relations import write_relations
 from biggraph.storage.run import RunDirectory, read_state
 from biggraph.storage.store import initial_table
 from tests.storage.doubles import (
@@ -215,3 +217,95 @@ def test_verification_looks_again_for_what_the_writer_replaced(trained, monkeypa
     states = [stale, now, now]
     monkeypatch.setattr("biggraph.storage.checkpoint.read_state", lambda path: states.pop(0))
     assert checkpoint.verify() == []
+
+
+# Relation parameters as a base and deltas
+
+
+def arrays(value, **more):
+    return {"w": np.float32([value] * 3), "optimizer.w": np.float32([value / 4] * 3), **more}
+
+
+def add(worker, delta):
+    """Commit a delta, and return its file."""
+    run, fence = worker.run, worker.store.fence
+    ref = write_relations(run.place, fence, delta)
+    worker.store.fence = run.commit(fence, Work(run.state.epoch + 1, (), (), None, ref, 0, {}))
+    return run.place.root / ref.path
+
+
+@pytest.fixture
+def summed(tmp_path):
+    """A base of 1, a delta of 2, a snapshot, a delta of 4; their files."""
+    path = tmp_path / "summed"
+    with working(path) as (worker, _):
+        worker.run.rebase(arrays(1))
+        base = path / worker.run.state.relations.path
+        first = add(worker, arrays(2))
+        worker.run.snapshot("kept")
+        return path, [base, first, add(worker, arrays(4))]
+
+
+def test_relations_are_the_base_and_every_delta_of_the_state(summed):
+    path, _ = summed
+    for name, value in (("latest", 7), ("kept", 3)):
+        checkpoint = Checkpoint.open(path, name)
+        for _ in range(2):
+            found = checkpoint.relations()
+            assert found.keys() == {"w"}
+            assert found["w"].tobytes() == arrays(value)["w"].tobytes()
+            found["w"][:] = 0
+    assert Checkpoint.open(path).verify() == []
+    with RunDirectory.resume(path) as run:
+        assert run.relations().keys() == {"w", "optimizer.w"}
+        assert run.relations()["optimizer.w"].tolist() == [7 / 4] * 3
+
+
+def test_an_open_checkpoint_outlives_a_new_base(summed):
+    path, files = summed
+    latest, kept = Checkpoint.open(path, "latest"), Checkpoint.open(path, "kept")
+    with working(path) as (worker, _):
+        worker.run.rebase(arrays(100))
+        worker.run.snapshot("kept")
+        assert worker.run.collect_garbage() == len(files)
+    assert not any(file.exists() for file in files)
+    assert latest.relations()["w"].tolist() == [7] * 3
+    assert kept.relations()["w"].tolist() == [3] * 3
+    assert Checkpoint.open(path, "latest").relations()["w"].tolist() == [100] * 3
+    assert latest.verify() == []
+
+
+@pytest.mark.parametrize("victim", [0, 1, 2])
+def test_a_damaged_base_or_delta_is_named(summed, victim):
+    path, files = summed
+    file = files[victim]
+    file.write_bytes(bytes(file.stat().st_size))
+    with pytest.raises(FormatError, match=f"{file}: damaged"):
+        Checkpoint.open(path, "latest").relations()
+    (problem,) = Checkpoint.open(path, "latest").verify()  # once, though two states need it
+    assert problem.startswith(f"{file}: damaged")
+    checkpoint = Checkpoint.open(path, "latest")
+    file.unlink()
+    assert checkpoint.verify() == [f"{file}: missing"]
+    with pytest.raises(FormatError, match=f"{file}: missing"):
+        Checkpoint.open(path, "latest")
+
+
+@pytest.mark.parametrize(
+    ("delta", "problem"),
+    [
+        (arrays(8, v=np.float32([1])), "its arrays are not those of the relation parameters"),
+        ({"w": np.float32([1] * 3)}, "its arrays are not those of the relation parameters"),
+        (arrays(np.inf), "w is not finite"),
+    ],
+)
+def test_a_delta_that_cannot_be_added_is_described(summed, delta, problem):
+    path, _ = summed
+    with working(path) as (worker, _):
+        file = add(worker, delta)
+    problems = Checkpoint.open(path, "latest").verify()
+    assert problems[0] == f"{file}: {problem}"
+    assert all(line.startswith(f"{file}: ") for line in problems)
+    with working(path) as (worker, _):
+        worker.run.rebase(arrays(1))
+    assert Checkpoint.open(path).verify() == []

@@ -213,6 +213,16 @@ def test_beginning_anew_keeps_nothing_of_live_leases(run, path, four):
             again.commit(fence, four["live"])
 
 
+def test_a_run_with_a_damaged_log_can_be_begun_anew(run, path, four):
+    run.close()
+    (path / "log" / "00000002").write_bytes(b"damaged")
+    with pytest.raises(FormatError, match="damaged record"):
+        RunDirectory.resume(path)
+    with RunDirectory.recreate(path, CONFIG, facts()) as again:
+        assert again.begin_lease("live", 1) > 4  # of the newest file
+    assert names(path) == {"lock", "config.json", "log/00000000", "log/00000001"}
+
+
 # Relation parameters
 
 
