@@ -5,15 +5,13 @@ Opens things by path, connects the layers below and shows progress; computes not
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
+from biggraph import cluster
+from biggraph.cluster import stopping_on_signals, validation
 from biggraph.config import Config, load_config, make_config
 from biggraph.errors import ConfigError
 from biggraph.evaluate import evaluate as evaluation
@@ -24,8 +22,7 @@ from biggraph.graph.spec import ImportReport, ImportSpec
 from biggraph.log import Reporter
 from biggraph.storage.checkpoint import Checkpoint
 from biggraph.train.build import build
-from biggraph.train.checks import required_paths
-from biggraph.train.trainer import Trainer, TrainResult, Validate
+from biggraph.train.trainer import TrainResult
 
 Candidates = Literal["all"] | int
 
@@ -105,7 +102,8 @@ def train(
 ) -> TrainResult:
     """Train the run that a run file describes, from where its checkpoint folder stands.
 
-    In the main thread, SIGINT and SIGTERM finish the bucket in training, commit and raise
+    With `cluster.workers` above 1, that many worker processes are started on this machine. In the
+    main thread, SIGINT and SIGTERM finish the bucket in training, commit and raise
     `Interrupted`; a second one gives the bucket up.
 
     Args:
@@ -121,9 +119,11 @@ def train(
     """
     config = _config(config, overrides)
     with Reporter(quiet=quiet) as reporter:
-        run = build(config, restart=restart, reporter=reporter, validate=_validation(config))
+        if config.cluster.workers > 1:
+            return cluster.train_together(config, restart=restart, reporter=reporter)
+        run = build(config, restart=restart, reporter=reporter, validate=validation(config))
         try:
-            with _stopping_on_signals(run.trainer):
+            with stopping_on_signals(run.trainer.stop):
                 return run.trainer.run()
         finally:
             run.close()
@@ -186,34 +186,3 @@ def _config(config: Config | str | Path, overrides: Sequence[str] = ()) -> Confi
             raise ConfigError("overrides go with a run file; use make_config for values")
         return config
     return load_config(config, overrides)
-
-
-def _validation(config: Config) -> Validate:
-    """Return a function that evaluates the last commit as the run file's [eval] says."""
-    _, path = required_paths(config)
-    section = config.eval
-    settings = Settings("valid", section.filtered, section.candidates, section.edges)
-
-    def validate(on_progress: Callable[[int, int], None]) -> dict[str, Any]:
-        checkpoint = Checkpoint.open(path, "latest")
-        graph = graph_of(checkpoint)
-        return evaluation.evaluate(checkpoint, graph, settings, on_progress=on_progress).to_dict()
-
-    return validate
-
-
-@contextmanager
-def _stopping_on_signals(trainer: Trainer) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        trainer.stop()
-
-    old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

@@ -16,7 +16,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from biggraph import api, describe
+from biggraph import api, cluster, describe
 from biggraph.embeddings import Embeddings
 from biggraph.errors import BigGraphError, ConfigError, FormatError
 from biggraph.export import export as write_export
@@ -129,6 +129,41 @@ def train(
     """Train embeddings; goes on where an earlier start of the same run ended."""
     result = api.train(config, overrides, restart=restart, quiet=quiet)
     print(to_json(asdict(result)) if as_json else describe.train_text(result))
+
+
+@app.command(epilog=_example("biggraph coordinator run.toml cluster.bind=10.0.0.1"))
+def coordinator(
+    config: Annotated[Path, typer.Argument(help="Run file (TOML), the same for all workers.")],
+    overrides: Annotated[list[str], typer.Argument(help="Dotted overrides: key.sub=value.")] = [],  # noqa: B006
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Remove an existing run first.")
+    ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Coordinate the workers of a run; may be ended and started again at any time."""
+    result = cluster.coordinate(config, overrides, restart=restart, quiet=quiet)
+    print(to_json(asdict(result)) if as_json else describe.train_text(result))
+
+
+@app.command(epilog=_example("BIGGRAPH_WORKER=w1 biggraph worker run.toml"))
+def worker(
+    config: Annotated[Path, typer.Argument(help="Run file (TOML) of the coordinator.")],
+    overrides: Annotated[list[str], typer.Argument(help="Dotted overrides: key.sub=value.")] = [],  # noqa: B006
+    name: Annotated[
+        str | None, typer.Option(help="Of this worker; default: BIGGRAPH_WORKER, or made up.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train what the coordinator of a run grants; may join and leave at any time."""
+    cluster.work(config, overrides, name=name, quiet=quiet)
+
+
+@app.command(epilog=_example("biggraph status runs/a"))
+def status(checkpoint: Checkpoint, as_json: AsJson = False) -> None:
+    """Say how a run stands: progress, workers, leases, time left."""
+    values = cluster.status(checkpoint)
+    print(to_json(values) if as_json else describe.values_text(values))
 
 
 @app.command("eval", epilog=_example("biggraph eval runs/a --split test --json test.json"))

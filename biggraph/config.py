@@ -99,18 +99,21 @@ class Config(Section):
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a run file and apply dotted overrides such as `train.epochs=3`.
 
-    Relative paths in the file are relative to the working directory, as on the command line.
+    A file named *.json is read as JSON, such as the config.json of a run. Relative paths are
+    relative to the working directory, as on the command line.
 
     Raises:
         ConfigError: the file is missing or not TOML, a key is unknown, a value has the wrong
             type, or values do not go together. The message names key, value and remedy.
     """
     try:
-        data = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+        text = Path(path).read_text(encoding="utf-8-sig")
+        data = json.loads(text) if Path(path).suffix == ".json" else tomllib.loads(text)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such run file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML ({error})") from None
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        kind = "JSON" if Path(path).suffix == ".json" else "TOML"
+        raise ConfigError(f"{path}: not valid {kind} ({error})") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     for override in overrides:

@@ -57,6 +57,8 @@ class Interrupted(BigGraphError):
 class LinkLost(BigGraphError):
     """No valid answer came in time: the other side is dead, frozen, unreachable or refused."""
 
+    exit_code = 4
+
 
 class RemoteError(BigGraphError):
     """The other side answered that it could not handle the request."""

@@ -218,6 +218,7 @@ class ClusterSection(Section):
         "the environment's BIGGRAPH_SECRET, else `secret` in the run directory"
     )  # fmt: skip
     lease_ttl: Duration = Field(60.0, gt=0, description="silence after which a worker is given up")
+    wait: Duration = Field(600.0, gt=0, description="how long a worker waits for a coordinator")
     sync_every: Duration = Field(
         0.5, gt=0, description="shortest time between two exchanges of relation parameters"
     )

@@ -6,6 +6,7 @@ operators use them.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -26,10 +27,12 @@ class RelationParameters:
     Args:
         values: float32 tensors, shape [relations in the group, ...].
         sums: sums of squared gradients, same names and shapes.
+        lock: held while values change, so that no thread's change is lost.
     """
 
     values: dict[str, Tensor]
     sums: dict[str, Tensor] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         for name, value in self.values.items():

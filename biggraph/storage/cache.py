@@ -14,11 +14,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TypeVar
 
-from biggraph.storage.state import PartitionVersion
+from biggraph.errors import BigGraphError
+from biggraph.storage.records import PartitionVersion
 from biggraph.storage.store import PartitionStore
 from biggraph.storage.table import EmbeddingTable
 from biggraph.types import PartitionKey
@@ -144,6 +146,35 @@ class PartitionCache:
             self._await_write(key)
         flushed, self._unclaimed = self._unclaimed, {}
         return flushed
+
+    def chains(self) -> dict[PartitionKey, str]:
+        """Return the chain of every table in memory."""
+        with self._lock:
+            return {key: table.chain for key, table in self._tables.items()}
+
+    def forget(self, keys: Iterable[PartitionKey] | None = None) -> None:
+        """Drop tables without writing them, because they have become something else elsewhere.
+
+        Args:
+            keys: of partitions; None for all. What was saved of them and not flushed is dropped
+                too; its files stay until somebody collects garbage.
+        """
+        with self._lock:
+            self._wishes = []
+            known = self._tables.keys() | self._reads.keys() | self._writes.keys()
+        known |= self._unclaimed.keys()  # of tables that are in memory no more
+        forgotten = known if keys is None else known.intersection(keys)
+        for key in forgotten:
+            # What a read or a write of it came to no longer matters, be it an error.
+            for await_it in (self._await_read, self._await_write):
+                with suppress(BigGraphError):
+                    await_it(key)
+            with self._lock:
+                self._tables.pop(key, None)
+                self._leaving.discard(key)
+            self._dirty.discard(key)
+            self._unclaimed.pop(key, None)
+        self._pinned -= forgotten
 
     def close(self) -> None:
         """End the background threads; what was not flushed is lost."""

@@ -6,6 +6,7 @@ writer goes on and removes them. Never writes. Knows nothing of models or evalua
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from biggraph.schema import GraphSchema
 from biggraph.storage.files import Arrays, FileRef, MappedArrays
 from biggraph.storage.opening import open_place
 from biggraph.storage.place import RESTORE, Place
+from biggraph.storage.records import PartitionVersion
+from biggraph.storage.relations import sum_relations
 from biggraph.storage.run import read_state, require_run
-from biggraph.storage.state import PartitionVersion, RunState, Snapshot
+from biggraph.storage.state import RunState, Snapshot
 from biggraph.storage.store import describe_mismatch, initial_table
 from biggraph.types import FloatArray, IntArray, PartitionKey
 
@@ -73,7 +76,7 @@ class Checkpoint:
         for _ in range(_ATTEMPTS):
             name, kept = _choose(str(place), state, snapshot)
             try:
-                files = {ref: MappedArrays.open(place, ref) for ref in _files(kept)}
+                files = {ref: MappedArrays.open(place, ref) for ref in kept.files()}
                 return cls(place, state, name, kept, files)
             except FileNotFoundError as error:
                 missing = error.filename
@@ -124,12 +127,8 @@ class Checkpoint:
         """
         if self._kept.relations is None:
             raise FormatError(f"{self.path}: nothing was committed yet; train first")
-        arrays, _ = self._files[self._kept.relations].arrays()
-        return {
-            name: np.array(array)
-            for name, array in arrays.items()
-            if not name.startswith(OPTIMIZER_PREFIX)
-        }
+        arrays = sum_relations(self._place, self._kept, lambda ref: self._files[ref].arrays()[0])
+        return {n: array for n, array in arrays.items() if not n.startswith(OPTIMIZER_PREFIX)}
 
     def verify(self) -> list[str]:
         """Return what is wrong with this run, in words; an empty list if it is sound.
@@ -146,15 +145,13 @@ class Checkpoint:
         """
         state, mapped = _map_everything(self._place)
         problems: dict[str, None] = {}  # in order, once each
-        for kept in (_latest(state), *state.snapshots.values()):
+        for kept in (state.present, *state.snapshots.values()):
             for key, saved in kept.heads.items():
                 where = self._place.where(saved.file.path)
                 problems |= dict.fromkeys(
                     _check_table(where, mapped[saved.file], state, key, saved)
                 )
-            if kept.relations is not None:
-                where = self._place.where(kept.relations.path)
-                problems |= dict.fromkeys(_check_numbers(where, mapped[kept.relations]))
+            problems |= dict.fromkeys(_check_relations(self._place, kept, mapped))
         return list(problems)
 
     def _trained(self, key: PartitionKey, saved: PartitionVersion) -> NDArray[Any]:
@@ -204,6 +201,23 @@ def _check_numbers(where: str, mapped: MappedArrays | str) -> list[str]:
     ]
 
 
+def _check_relations(
+    place: Place, kept: Snapshot, mapped: Mapping[FileRef, MappedArrays | str]
+) -> list[str]:
+    problems = []
+    readable: dict[FileRef, MappedArrays] = {}
+    for ref in kept.parameter_files():
+        problems += _check_numbers(place.where(ref.path), found := mapped[ref])
+        if not isinstance(found, str):
+            readable[ref] = found
+    if not problems:
+        try:
+            sum_relations(place, kept, lambda ref: readable[ref].arrays()[0])
+        except FormatError as error:
+            problems = [str(error)]
+    return problems
+
+
 def _check_table(
     where: str,
     mapped: MappedArrays | str,
@@ -220,21 +234,12 @@ def _check_table(
     return [f"{where}: {mismatch}"] if mismatch else []
 
 
-def _latest(state: RunState) -> Snapshot:
-    return Snapshot(state.number - 1, state.epoch, state.heads, state.relations)
-
-
 def _choose(path: str, state: RunState, wanted: str | None) -> tuple[str, Snapshot]:
     if wanted is None:
         wanted = BEST if BEST in state.snapshots else LATEST
     if wanted == LATEST:
-        return LATEST, _latest(state)
+        return LATEST, state.present
     if wanted not in state.snapshots:
         hint = did_you_mean(wanted, [*state.snapshots, LATEST])
         raise InputError(f'{path}: no snapshot "{wanted}"{hint}')
     return wanted, state.snapshots[wanted]
-
-
-def _files(kept: Snapshot) -> list[FileRef]:
-    relations = [] if kept.relations is None else [kept.relations]
-    return [saved.file for saved in kept.heads.values()] + relations

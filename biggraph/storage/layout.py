@@ -13,7 +13,7 @@ from biggraph.storage.place import Place
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 FOLDERS = (log.FOLDER, "parts", "relations")
-FILE_NAME = re.compile(r"(?:v(\d+)-)?f(\d+)\.h5")  # version and fence of a data file
+_FENCE = re.compile(r"(?:v\d+-)?f(\d+)\.h5(?:\.|$)")
 
 _TEMPORARY = fsops.TEMPORARY_NAME
 _DATA = r"(?:parts/[^/]+/\d+/v\d+-|relations/)f\d+\.h5"
@@ -30,10 +30,19 @@ def data_files(place: Place) -> list[str]:
     return _select(_below(place, "parts", "relations"), _DATA_FILES)
 
 
+def fence_of(name: str) -> int | None:
+    """Return the fence in the name of a data file, an unfinished one too; None without one.
+
+    >>> fence_of("parts/user/3/v000042-f000017.h5"), fence_of("config.json")
+    (17, None)
+    """
+    match = _FENCE.match(base_name(name))
+    return None if match is None else int(match[1])
+
+
 def highest_fence(place: Place) -> int:
     """Return the highest fence in the name of a data file; 0 where there is none."""
-    matches = (FILE_NAME.fullmatch(base_name(name)) for name in data_files(place))
-    return max((int(match[2]) for match in matches if match), default=0)
+    return max((fence_of(name) or 0 for name in data_files(place)), default=0)
 
 
 def records(place: Place) -> list[str]:

@@ -3,7 +3,7 @@
     config.json   the configuration, for people; the log holds the one that counts
     log/          numbered records: what they say happened, happened
     parts/        immutable partition files, one per version
-    relations/    immutable files of relation parameters, one per commit
+    relations/    immutable files of relation parameters, or of what is to be added to them
     lock          held by the process that writes
 
 A commit writes its files first and its record last, so a crash at any moment leaves the state of
@@ -14,36 +14,38 @@ training.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from biggraph.config import Config
 from biggraph.errors import ConfigError, FormatError, InputError, StorageError
-from biggraph.storage import fsops, layout, lock, log
-from biggraph.storage.files import Arrays, FileRef, read_arrays, write_arrays
+from biggraph.storage import layout, lock, log
+from biggraph.storage.files import Arrays, FileRef
 from biggraph.storage.layout import CONFIG, FOLDERS, METRICS
 from biggraph.storage.opening import open_place
-from biggraph.storage.place import RESTORE, Place
-from biggraph.storage.state import (
+from biggraph.storage.place import RESTORE, Place, wrong_size
+from biggraph.storage.records import (
+    Based,
     Commit,
     Evaluation,
-    Head,
+    Expired,
     Init,
     InitFacts,
+    Lease,
     Named,
-    PartitionVersion,
     Reconfigured,
     Resumed,
-    RunState,
+    Work,
     dump_body,
 )
+from biggraph.storage.relations import read_relations, write_relations
+from biggraph.storage.state import RunState
 from biggraph.storage.store import DiskStore
-from biggraph.types import Bucket, PartitionKey
 
 
 class RunDirectory:
@@ -52,7 +54,7 @@ class RunDirectory:
     Args:
         place: of the run.
         state: what its log says.
-        fence: above every fence ever used here.
+        fence: no lease has used this one or a higher one.
         unlock: lets other writers in, at `close`.
     """
 
@@ -60,8 +62,7 @@ class RunDirectory:
         self, place: Place, state: RunState, fence: int, unlock: Callable[[], None]
     ) -> None:
         self.place, self.state = place, state
-        self.store = DiskStore(place, state.facts, state.heads, fence)
-        self._first_fence = fence
+        self._fence = fence
         self._unlock = unlock
 
     @classmethod
@@ -101,6 +102,8 @@ class RunDirectory:
         unlock = place.lock()
         try:
             fence = layout.highest_fence(place) + 1  # a reader of the old run meets no name again
+            with suppress(FormatError):  # its log may be damaged
+                fence = max(fence, read_state(place).fence + 1)  # nor does a worker meet its fence
             _prepare(place, config)
             place.remove(METRICS)
             first = _first_record(config, facts)
@@ -149,63 +152,80 @@ class RunDirectory:
         """The configuration of the run."""
         return Config.from_json(self.state.config, f"{self.place}: log")
 
-    def reconfigure(self, config: Config) -> None:
+    def reconfigure(self, config: Config, *, rate: float) -> None:
         """Go on with another configuration; whether it suits the run is for the caller to know.
+
+        Args:
+            config: from here on.
+            rate: what multiplies its learning rates.
 
         Raises:
             StorageError: the file system refused.
         """
-        self._append("config", Reconfigured(config.to_json()))
+        self._append("config", Reconfigured(config.to_json(), rate))
         self.place.replace(CONFIG, config.to_json().encode())
 
     def relations(self) -> Arrays:
         """Return the newest relation parameters with their optimizer state; {} before a commit.
 
         Raises:
-            FormatError: the file is damaged.
+            FormatError: a file is damaged.
         """
-        if self.state.relations is None:
-            return {}
-        return read_arrays(self.place, self.state.relations)[0]
+        return read_relations(self.place, self.state.present)
 
-    def commit(
-        self,
-        epoch: int,
-        buckets: Sequence[Bucket],
-        partitions: Mapping[PartitionKey, PartitionVersion],
-        relations: Mapping[str, NDArray[Any]],
-        edges: int,
-        stats: Mapping[str, Any],
-    ) -> None:
-        """Make work count: all of it, or after a crash none of it.
+    def store(self, fence: int) -> DiskStore:
+        """Return a store that writes under a lease."""
+        return DiskStore(self.place, self.state.facts, self.state.heads, fence)
 
-        Args:
-            epoch: in training, from 1.
-            buckets: trained since the last commit, in training order.
-            partitions: the newest version of every partition that they changed
-                (`PartitionCache.flush`).
-            relations: relation parameters and their optimizer state; names that begin with
-                "optimizer." are not part of the model.
-            edges: trained in these buckets.
-            stats: values of JSON, kept in `state.stats`.
+    def begin_lease(self, worker: str, incarnation: int) -> int:
+        """Give a worker a lease, and return its fence; an earlier lease of that worker ends.
 
         Raises:
-            FormatError: the commit contradicts the log, a defect of the caller; nothing counts.
+            StorageError: the file system refused, or another process has gone on with the run.
+        """
+        fence = self._next_fence()
+        self._append("lease", Lease(fence, worker, incarnation))
+        return fence
+
+    def expire(self, fence: int, reason: str, rate: float = 1.0) -> None:
+        """End a lease: what was done under it never happened.
+
+        Args:
+            fence: of the lease.
+            reason: in words.
+            rate: what the learning rates are multiplied with from here on.
+
+        Raises:
+            FormatError: there is no such lease.
+            StorageError: the file system refused, or another process has gone on with the run.
+        """
+        self._append("expired", Expired(fence, reason, rate))
+
+    def commit(self, fence: int, work: Work) -> int:
+        """Make work count: all of it, or after a crash none of it.
+
+        Returns:
+            The fence of the lease with which its worker goes on.
+
+        Raises:
+            FormatError: the work contradicts the log, or a file of it is not as it was written.
             StorageError: the file system refused, or another process has gone on with the run;
                 resume to learn whether the commit counts.
         """
-        fence = self.store.fence
-        arrays = {name: np.asarray(array) for name, array in relations.items()}
-        file = write_arrays(self.place, f"relations/f{fence:06d}.h5", arrays, {"fence": fence})
-        heads = tuple(
-            Head(key, self.state.heads[key].version if key in self.state.heads else 0, saved)
-            for key, saved in partitions.items()
-        )
-        body = Commit(fence, epoch, tuple(buckets), heads, file, edges, dict(stats))
-        for ref in (file, *(saved.file for saved in partitions.values())):
-            _require_unremoved(self.place, ref.path)
-        self._append("commit", body)
-        self.store.fence = fence + 1
+        for ref in work.files():
+            _require_file(self.place, ref)
+        following = self._next_fence()
+        self._append("commit", Commit(fence, following, work))
+        return following
+
+    def rebase(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Write the relation parameters as they are with every delta so far, as the new base.
+
+        Raises:
+            StorageError: as `begin_lease`.
+        """
+        fence = self._next_fence()
+        self._append("relations", Based(fence, write_relations(self.place, fence, arrays)))
 
     def record_evaluation(self, epoch: int, metrics: Mapping[str, Any]) -> None:
         """Keep metrics in the log; raises StorageError where the file system refused."""
@@ -224,8 +244,8 @@ class RunDirectory:
             )
         self._append("snapshot", Named(name))
 
-    def collect_garbage(self) -> int:
-        """Remove files that neither the last commit, nor a snapshot, nor work in flight needs.
+    def collect_garbage(self, keep: Iterable[FileRef] = ()) -> int:
+        """Remove files that the last commit, snapshots, live leases and `keep` do not need.
 
         Returns:
             The number of files removed.
@@ -233,16 +253,13 @@ class RunDirectory:
         Raises:
             StorageError: the file system refused.
         """
-        named = {ref.path for ref in self.state.files()}
-        committed = {_folder(s.file.path): s.version for s in self.state.heads.values()}
-        garbage = [
-            name
-            for name in layout.data_files(self.place)
-            if name not in named and not self._in_flight(name, committed.get(_folder(name), 0))
-        ]
-        for name in garbage:
-            self.place.remove(name)
-        return len(garbage)
+        named = {ref.path for ref in (*self.state.files(), *keep)}
+        names = [name for name in layout.data_files(self.place) if name not in named]
+        return self._remove_dead(names)
+
+    def remove(self, ref: FileRef) -> None:
+        """Remove a file that no state names any more; raises as `collect_garbage`."""
+        self.place.remove(ref.path)
 
     def close(self) -> None:
         """Let others write the run."""
@@ -262,15 +279,17 @@ class RunDirectory:
     def _clean_up(self) -> None:
         """Remove what earlier processes left behind."""
         self.collect_garbage()
-        for name in layout.temporaries(self.place):
-            self.place.remove(name)
+        self._remove_dead(layout.temporaries(self.place))
 
-    def _in_flight(self, name: str, committed: int) -> bool:
-        """Tell whether this process wrote a file after the last commit, or is writing it."""
-        match = layout.FILE_NAME.fullmatch(layout.base_name(name))
-        if match is None or match[1] is None:
-            return name.endswith(fsops.TEMPORARY)
-        return int(match[2]) >= self._first_fence and int(match[1]) > committed
+    def _remove_dead(self, names: Iterable[str]) -> int:
+        """Remove files that no live lease wrote."""
+        dead = [name for name in names if layout.fence_of(name) not in self.state.leases]
+        for name in dead:
+            self.place.remove(name)
+        return len(dead)
+
+    def _next_fence(self) -> int:
+        return max(self._fence, self.state.fence + 1)
 
     def _append(self, kind: str, body: object) -> None:
         record = log.Record(self.state.number, kind, dump_body(kind, body))
@@ -319,6 +338,19 @@ def read_state(path: str | Path | Place) -> RunState:
         raise FormatError(f"{place}: {error}") from None
 
 
+def read_facts(path: str | Path | Place) -> InitFacts | None:
+    """Return what never changes during a run, None where no run has begun yet.
+
+    Raises:
+        FormatError: the first record of the log is damaged.
+    """
+    place = open_place(path)
+    name = log.record_name(0)
+    if place.size(name) is None:
+        return None
+    return RunState.begin(log.decode(place.read(name), 0, place.where(name))).facts
+
+
 def _require_vacant(place: Place) -> None:
     """Refuse a place that holds anything but a failed beginning."""
     if is_run(place):
@@ -359,17 +391,8 @@ def _first_record(config: Config, facts: InitFacts) -> log.Record:
 
 
 def _require_file(place: Place, ref: FileRef) -> None:
-    if place.size(ref.path) is None:
+    found = place.size(ref.path)
+    if found is None:
         raise FormatError(f"{place.where(ref.path)}: missing{RESTORE}")
-
-
-def _require_unremoved(place: Place, name: str) -> None:
-    if place.size(name) is None:
-        raise StorageError(
-            f"{place.where(name)}: gone before it was committed; another process has gone on with "
-            "this run"
-        )
-
-
-def _folder(name: str) -> str:
-    return name.rpartition("/")[0]
+    if found != ref.size:
+        raise wrong_size(place.where(ref.path), ref.size, found)

@@ -17,7 +17,7 @@ from torch import Tensor
 from biggraph.errors import FormatError
 from biggraph.storage.files import MappedArrays, read_arrays, write_arrays
 from biggraph.storage.place import RESTORE, Place
-from biggraph.storage.state import InitFacts, PartitionVersion
+from biggraph.storage.records import InitFacts, PartitionVersion
 from biggraph.storage.table import EmbeddingTable, check_finite, new_table
 from biggraph.types import PartitionKey, mix_seed
 
@@ -59,9 +59,18 @@ class DiskStore:
         heads: Mapping[PartitionKey, PartitionVersion],
         fence: int,
     ) -> None:
-        self._place, self._facts = place, facts
+        self.place, self._facts = place, facts
         self._newest = dict(heads)
         self.fence = fence
+
+    def begin(self, heads: Mapping[PartitionKey, PartitionVersion], fence: int) -> None:
+        """Forget what was saved and not committed; read these versions, write under this lease."""
+        self._newest = dict(heads)
+        self.fence = fence
+
+    def follow(self, heads: Mapping[PartitionKey, PartitionVersion]) -> None:
+        """Read these versions from here on: others have written them."""
+        self._newest |= heads
 
     def load(self, key: PartitionKey) -> EmbeddingTable:
         """Return the newest table of a partition; a partition never saved is made.
@@ -73,7 +82,7 @@ class DiskStore:
         saved = self._newest.get(key)
         if saved is None:
             return initial_table(self._facts, key)
-        return read_table(self._place, self._facts, key, saved)
+        return read_table(self.place, self._facts, key, saved)
 
     def save(self, table: EmbeddingTable) -> PartitionVersion:
         """Write a table as a new version, durably.
@@ -88,7 +97,7 @@ class DiskStore:
         arrays = {"embeddings": table.rows.numpy(), "optimizer": table.state.numpy()}
         name = partition_path(table.key, version, self.fence)
         attributes = _attributes(table.key, version, table.chain)
-        file = write_arrays(self._place, name, arrays, attributes)
+        file = write_arrays(self.place, name, arrays, attributes)
         self._newest[table.key] = PartitionVersion(version, file, table.chain)
         return self._newest[table.key]
 
@@ -98,14 +107,17 @@ class DiskStore:
         The rows of a saved version are mapped, so that only those looked at are kept in memory.
 
         Raises:
-            FormatError: the file is damaged.
+            FormatError: the file is missing or damaged.
             StorageError: the file system refused.
         """
         saved = self._newest.get(key)
         if saved is None:
             table = initial_table(self._facts, key)
             return table.chain, table.rows
-        arrays, _ = MappedArrays.open(self._place, saved.file).arrays()
+        try:
+            arrays, _ = MappedArrays.open(self.place, saved.file).arrays()
+        except FileNotFoundError:
+            raise _missing(self.place, saved) from None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # torch: the mapping is read-only
             return saved.chain, torch.from_numpy(arrays["embeddings"])
@@ -116,7 +128,7 @@ class DiskStore:
         Raises:
             StorageError: the file system refused.
         """
-        self._place.remove(saved.file.path)
+        self.place.remove(saved.file.path)
 
 
 def partition_path(key: PartitionKey, version: int, fence: int) -> str:
@@ -145,14 +157,13 @@ def read_table(
         FormatError: the file is missing, damaged or not what `saved` says.
         StorageError: the file system refused.
     """
-    where = place.where(saved.file.path)
     try:
         arrays, attributes = read_arrays(place, saved.file)
     except FileNotFoundError:
-        raise FormatError(f"{where}: missing{RESTORE}") from None
+        raise _missing(place, saved) from None
     shapes = {name: array.shape for name, array in arrays.items()}
     if problem := describe_mismatch(facts, key, saved, shapes, attributes):
-        raise FormatError(f"{where}: {problem}")
+        raise FormatError(f"{place.where(saved.file.path)}: {problem}")
     rows, state = (torch.from_numpy(arrays[name]) for name in ("embeddings", "optimizer"))
     return EmbeddingTable(key, rows, state, saved.chain)
 
@@ -172,6 +183,10 @@ def describe_mismatch(
     if attributes != (wanted := _attributes(key, saved.version, saved.chain)):
         return f"expected {wanted}, found {dict(attributes)}"
     return None
+
+
+def _missing(place: Place, saved: PartitionVersion) -> FormatError:
+    return FormatError(f"{place.where(saved.file.path)}: missing{RESTORE}")
 
 
 def _attributes(key: PartitionKey, version: int, chain: str) -> dict[str, int | str]:

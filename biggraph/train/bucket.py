@@ -10,7 +10,7 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -65,13 +65,19 @@ class BucketTrainer:
         totals: Mapping[str, int],
     ) -> None:
         self._model = model
-        self._settings = settings
+        self._settings, self._full = settings, settings
         self._maker = maker
         self._threads = threads
         self._seed = seed
         self._totals = totals
         self._untrained: dict[int, float] = {}  # loss of an edge of weight 1, by relation group
         self._stop = threading.Event()
+
+    def begin(self, rate: float) -> None:
+        """Train from here on with the learning rates of the settings times `rate`."""
+        full = self._full
+        self._settings = replace(full, lr=full.lr * rate, relation_lr=full.relation_lr * rate)
+        self._stop.clear()
 
     def stop(self) -> None:
         """Make the bucket in training end at once with `Interrupted`."""

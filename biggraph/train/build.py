@@ -1,71 +1,62 @@
-"""From a run file to a trainer: the one place that knows how a run is deployed.
+"""From a run file to what runs it: the one place that knows how a run is deployed.
 
-Opens the graph, creates or resumes the run directory, chooses memory and threads, and hands every
-part what it uses.
+Creates or resumes the run and hands every part what it uses. A world of one is a coordinator and a
+worker in one process, which call each other directly.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+import math
+import time
 from dataclasses import dataclass
-from pathlib import Path
-
-import psutil
 
 from biggraph.config import Config
-from biggraph.graph.graph import Graph
+from biggraph.dist.board import Schedule
+from biggraph.dist.coordinator import Coordinator, Parameters
+from biggraph.dist.course import Plan
+from biggraph.dist.parameters import Keeper, OwnParameters
+from biggraph.dist.session import Session
+from biggraph.dist.status import Chronicle
 from biggraph.log import MetricsLog, Reporter
 from biggraph.model.losses import make_loss
-from biggraph.model.model import Model, build_model
+from biggraph.model.model import Model
 from biggraph.scheduling.orders import ORDERS
 from biggraph.scheduling.scheduler import BucketScheduler
-from biggraph.schema import GraphSchema
-from biggraph.sections import GraphSection
 from biggraph.storage.cache import PartitionCache
+from biggraph.storage.place import Place
+from biggraph.storage.records import InitFacts
 from biggraph.storage.run import RunDirectory, check_claimable, is_run, read_state
-from biggraph.storage.state import InitFacts
+from biggraph.storage.state import RunState
+from biggraph.storage.store import DiskStore
 from biggraph.train.batch import BatchMaker
 from biggraph.train.bucket import BucketTrainer
-from biggraph.train.checks import (
-    check_graph,
-    check_memory,
-    check_place,
-    check_same_run,
-    required_paths,
-    table_bytes,
-)
+from biggraph.train.checks import check_same_run, required_paths
 from biggraph.train.edges import EdgeReader
+from biggraph.train.ground import Ground
+from biggraph.train.progress import Progress
 from biggraph.train.reservoir import Reservoir
 from biggraph.train.step import StepSettings
-from biggraph.train.trainer import Plan, ScheduleEpoch, Trainer, Validate
-from biggraph.types import Bucket, PartitionKey, mix_seed
+from biggraph.train.trainer import Care, Trainer, Validation
+from biggraph.types import mix_seed
+
+_ALONE = "alone"  # name of the worker in a world of one
 
 
 @dataclass
 class Run:
-    """An opened run: the trainer and what has to be closed after it."""
+    """An opened run of one worker, and what has to be closed after it."""
 
     trainer: Trainer
     directory: RunDirectory
-    cache: PartitionCache
-    edges: EdgeReader
 
     def close(self) -> None:
         """Stop background threads and release the run's lock."""
-        self.edges.close()
-        self.cache.close()
+        self.trainer.close()
         self.directory.close()
 
 
-def build(
-    config: Config,
-    *,
-    restart: bool,
-    reporter: Reporter,
-    validate: Validate | None,
-) -> Run:
-    """Open or create the run that a run file describes.
+def build(config: Config, *, restart: bool, reporter: Reporter, validate: Validation | None) -> Run:
+    """Open or create the run that a run file describes, for one worker in this process.
 
     Args:
         config: with graph and checkpoint paths.
@@ -78,161 +69,213 @@ def build(
         StorageError: the checkpoint folder holds something else, or another process trains in it.
         FormatError: graph or run are damaged.
     """
-    graph_path, path = required_paths(config)
-    graph = Graph.open(graph_path)
-    check_graph(config, graph)
-    check_place(path, graph_path)
-    check_claimable(path)
-    model = build_model(config.model, config.relations, graph.schema, seed=config.train.seed)
-    memory = config.train.memory or psutil.virtual_memory().available // 2
-    before = read_state(path) if is_run(path) and not restart else None
-    if before:
-        check_same_run(path, config, graph.fingerprint, before)
-    facts = before.facts if before else _facts(config, graph, memory)
-    sizes = {key: table_bytes(facts, key) for key in graph.schema.partition_keys()}
-    check_memory(graph.schema.needs(graph.splits["train"]), sizes, memory)
-    # Nothing was written or removed up to here.
-    directory = _open_directory(_anchored(config, graph), path, facts, restart=restart)
+    ground = Ground.of(config)
+    model = ground.model()
+    directory = open_run(ground, restart=restart)
     try:
-        return _assemble(config, directory, graph, model, memory, reporter, validate)
+        metrics = open_metrics(ground, directory.state)
+        facts = directory.state.facts
+        sizes = ground.table_sizes(facts)
+        _say_plan(reporter, directory.state, ground, len(model.groups), sum(sizes.values()))
+        coordinator = build_coordinator(ground, directory, metrics, reporter)
+        coordinator.expire_all("the only worker has started again")
+        session = Session(
+            lambda request: coordinator.handle(request, time.monotonic()),
+            _ALONE,
+            time.time_ns(),
+            ground.fingerprint,
+            ground.needs,
+        )
+        together = len(ground.needs) > 1 and sum(sizes.values()) <= ground.memory
+        trainer = build_trainer(
+            ground,
+            WorkerParts(model, facts, directory.place, metrics, reporter),
+            session,
+            OwnParameters(model.parameters, directory.relations),
+            validate,
+            together=together,
+        )
     except BaseException:
         directory.close()
         raise
+    return Run(trainer, directory)
 
 
-def _anchored(config: Config, graph: Graph) -> Config:
-    """Return the run file with an absolute graph path, which readers elsewhere can follow."""
-    section = GraphSection(path=graph.path.resolve())
-    return config.model_copy(update={"graph": section})
+def open_run(ground: Ground, *, restart: bool) -> RunDirectory:
+    """Create, resume or begin anew the run of a run file, after checking that it can be.
 
-
-def _open_directory(config: Config, path: Path, facts: InitFacts, *, restart: bool) -> RunDirectory:
+    Raises:
+        ConfigError: the run file does not fit the memory or the run it would resume.
+        StorageError: the place holds something else, or another process writes the run.
+        FormatError: the run is damaged.
+    """
+    config = ground.config
+    _, path = required_paths(config)
+    check_claimable(path)
+    before = read_state(path) if is_run(path) and not restart else None
+    if before:
+        check_same_run(path, config, ground.graph.fingerprint, before)
+    facts = before.facts if before else ground.facts()
+    ground.check_memory(facts)
+    # Nothing was written or removed up to here.
     if not is_run(path):
         return RunDirectory.create(path, config, facts)
     if restart:
         return RunDirectory.recreate(path, config, facts)
     directory = RunDirectory.resume(path)
     if config != directory.config:
-        directory.reconfigure(config)
+        directory.reconfigure(config, rate=_rate_after(directory, config))
     return directory
 
 
-def _assemble(
-    config: Config,
-    directory: RunDirectory,
-    graph: Graph,
-    model: Model,
-    memory: int,
-    reporter: Reporter,
-    validate: Validate | None,
-) -> Run:
-    state = directory.state
-    if state.relations is not None:
-        model.load(directory.relations())
-    sizes = {key: table_bytes(state.facts, key) for key in graph.schema.partition_keys()}
-    needs = graph.schema.needs(graph.splits["train"])
-    threads = config.train.threads or _cores()
-    _say_plan(reporter, directory, model, sizes, memory, threads)
-    cache = PartitionCache(directory.store, memory, sizes.__getitem__)
-    metrics = MetricsLog(Path(directory.place.where("metrics.jsonl")))
+def _rate_after(directory: RunDirectory, config: Config) -> float:
+    """Return what the learning rates are multiplied with: 1 again where the user set new ones."""
+    same = directory.config.optimizer == config.optimizer
+    return directory.state.rate if same else 1.0
+
+
+def open_metrics(ground: Ground, state: RunState) -> MetricsLog:
+    """Return the metrics of a run, with a line that says where this start begins."""
+    _, path = required_paths(ground.config)
+    metrics = MetricsLog(path / "metrics.jsonl")
     metrics.repair()
     metrics.write("start", epoch=state.epoch, buckets_done=len(state.done))
-    edges = EdgeReader(graph, "train")
-    trainer = Trainer(
-        plan=_plan(config, together=len(needs) > 1 and sum(sizes.values()) <= memory),
-        model=model,
-        needs=needs,
-        edges=edges,
-        schedule=_scheduling(config, needs),
-        cache=cache,
-        reservoir=Reservoir(directory.store, graph.schema, config.negatives.reservoir),
-        directory=directory,
-        bucket_trainer=_bucket_trainer(config, model, graph.schema, threads),
-        validate=validate if config.eval.every else None,
-        metrics=metrics,
-        reporter=reporter,
+    return metrics
+
+
+def build_coordinator(
+    ground: Ground,
+    directory: RunDirectory,
+    metrics: MetricsLog,
+    reporter: Reporter,
+    *,
+    ttl: float = math.inf,
+    parameters: Parameters | None = None,
+) -> Coordinator:
+    """Return the coordinator of a run.
+
+    Args:
+        ground: run file and graph.
+        directory: of the run.
+        metrics: what happens is written there.
+        reporter: and said there.
+        ttl: seconds of silence after which a worker loses its lease; infinite for a world of one,
+            whose only worker follows the order strictly.
+        parameters: shared by several workers; None in a world of one.
+    """
+    config = ground.config
+    plan = Plan(
+        epochs=config.train.epochs,
+        eval_every=config.eval.every,
+        patience=config.eval.patience,
+        series=[config.eval.filtered, config.eval.candidates, config.eval.edges],
+        retries=config.train.retries,
     )
-    return Run(trainer, directory, cache, edges)
+    return Coordinator(
+        directory,
+        plan,
+        _schedule(ground, alone=parameters is None),
+        fingerprint=ground.fingerprint,
+        ttl=ttl,
+        parameters=parameters,
+        chronicle=Chronicle(metrics, reporter, plan.epochs),
+    )
 
 
-def _cores() -> int:
-    """Return the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def _schedule(ground: Ground, *, alone: bool) -> Schedule:
+    order_of = ORDERS[ground.config.train.bucket_order]
+    seed, needs = ground.config.train.seed, ground.needs
+
+    def schedule(state: RunState) -> BucketScheduler:
+        # The whole epoch is ordered before what is done is left out, so that a resumed run
+        # follows the order of an uninterrupted one.
+        order = order_of(sorted(needs), mix_seed(seed, state.epoch + 1))
+        done = set(state.done)
+        left = [bucket for bucket in order if bucket not in done]
+        trained = None if alone or state.epoch else frozenset(state.heads)
+        return BucketScheduler(left, needs, affinity=not alone, trained=trained)
+
+    return schedule
 
 
-def _facts(config: Config, graph: Graph, memory: int) -> InitFacts:
-    def facts(row_wise: bool) -> InitFacts:
-        return InitFacts(
-            schema=graph.schema,
-            graph=graph.fingerprint,
-            dimension=config.model.dimension,
-            row_wise=row_wise,
-            init_scale=config.model.init_scale,
-            seed=config.train.seed,
-            buckets=dict(graph.splits["train"]),
-        )
+@dataclass(frozen=True)
+class WorkerParts:
+    """What a worker's parts share.
 
-    if config.optimizer.name != "auto":
-        return facts(config.optimizer.name == "adagrad_row")
-    # Element-wise state ranks better on small graphs; row-wise halves memory and traffic.
-    whole = sum(table_bytes(facts(False), key) for key in graph.schema.partition_keys())
-    return facts(whole > memory)
+    Args:
+        model: scores edges.
+        facts: of the run.
+        place: of the run's files.
+        metrics: JSON lines of this worker.
+        reporter: shows its progress.
+    """
+
+    model: Model
+    facts: InitFacts
+    place: Place
+    metrics: MetricsLog
+    reporter: Reporter
+
+
+def build_trainer(
+    ground: Ground,
+    parts: WorkerParts,
+    session: Session,
+    keeper: Keeper,
+    validate: Validation | None,
+    *,
+    together: bool,
+) -> Trainer:
+    """Return the training loop of one worker.
+
+    Args:
+        ground: run file and graph.
+        parts: of this worker.
+        session: speaks to the coordinator.
+        keeper: keeps the relation parameters.
+        validate: evaluates the last commit; None without validation.
+        together: train all buckets as one.
+    """
+    config = ground.config
+    store = DiskStore(parts.place, parts.facts, {}, 0)
+    sizes = ground.table_sizes(parts.facts)
+    return Trainer(
+        care=Care(config.train.commit_every, config.train.loss_spike, together),
+        session=session,
+        keeper=keeper,
+        needs=ground.needs,
+        edges=EdgeReader(ground.graph, "train"),
+        store=store,
+        cache=PartitionCache(store, ground.memory, sizes.__getitem__),
+        reservoir=Reservoir(store, ground.graph.schema, config.negatives.reservoir),
+        bucket_trainer=_bucket_trainer(ground, parts.model),
+        validate=validate,
+        metrics=parts.metrics,
+        progress=Progress(parts.reporter, config.train.epochs, sum(parts.facts.buckets.values())),
+    )
 
 
 def _say_plan(
-    reporter: Reporter,
-    directory: RunDirectory,
-    model: Model,
-    sizes: Mapping[PartitionKey, int],
-    memory: int,
-    threads: int,
+    reporter: Reporter, state: RunState, ground: Ground, groups: int, table_bytes: int
 ) -> None:
-    state = directory.state
-    optimizer = "row-wise" if state.facts.row_wise else "element-wise"
+    facts = state.facts
+    optimizer = "row-wise" if facts.row_wise else "element-wise"
+    partitions = len(facts.schema.partition_keys())
     reporter.say(
-        f"{state.facts.schema.num_entities:,} entities in {len(sizes)} partitions, "
-        f"{len(state.facts.schema.relations):,} relations in {len(model.groups)} groups, "
-        f"{sum(state.facts.buckets.values()):,} edges in {len(state.facts.buckets)} buckets"
+        f"{facts.schema.num_entities:,} entities in {partitions} partitions, "
+        f"{len(facts.schema.relations):,} relations in {groups} groups, "
+        f"{sum(facts.buckets.values()):,} edges in {len(facts.buckets)} buckets"
     )
     reporter.say(
-        f"tables {sum(sizes.values()) / 2**20:,.0f} MiB ({optimizer} Adagrad), "
-        f"budget {memory / 2**20:,.0f} MiB, {threads} threads"
+        f"tables {table_bytes / 2**20:,.0f} MiB ({optimizer} Adagrad), "
+        f"budget {ground.memory / 2**20:,.0f} MiB, {ground.threads} threads"
     )
     if state.epoch or state.done:
         reporter.say(f"going on after epoch {state.epoch} and {len(state.done)} buckets")
 
 
-def _plan(config: Config, *, together: bool) -> Plan:
-    return Plan(
-        epochs=config.train.epochs,
-        commit_every=config.train.commit_every,
-        loss_spike=config.train.loss_spike,
-        eval_every=config.eval.every,
-        patience=config.eval.patience,
-        together=together,
-        series=[config.eval.filtered, config.eval.candidates, config.eval.edges],
-    )
-
-
-def _scheduling(config: Config, needs: Mapping[Bucket, frozenset[PartitionKey]]) -> ScheduleEpoch:
-    order_of = ORDERS[config.train.bucket_order]
-    seed = config.train.seed
-
-    def schedule(epoch: int, done: frozenset[Bucket]) -> BucketScheduler:
-        # The whole epoch is ordered before what is done is left out, so that a resumed run
-        # follows the order of an uninterrupted one.
-        order = order_of(sorted(needs), mix_seed(seed, epoch))
-        left = [bucket for bucket in order if bucket not in done]
-        return BucketScheduler(left, needs, affinity=False)
-
-    return schedule
-
-
-def _bucket_trainer(
-    config: Config, model: Model, schema: GraphSchema, threads: int
-) -> BucketTrainer:
+def _bucket_trainer(ground: Ground, model: Model) -> BucketTrainer:
+    config = ground.config
     loss = make_loss(
         config.loss.name,
         margin=config.loss.margin,
@@ -247,7 +290,7 @@ def _bucket_trainer(
         relation_lr=config.optimizer.relation_lr or lr,
         batch_size=config.train.batch_size,
     )
-    totals = {entity.name: entity.count for entity in schema.entities}
+    totals = {entity.name: entity.count for entity in ground.graph.schema.entities}
     maker = BatchMaker(
         model,
         config.negatives,
@@ -255,5 +298,10 @@ def _bucket_trainer(
         dropout=config.regularizer.dropout,
     )
     return BucketTrainer(
-        model, settings, maker, threads=threads, seed=config.train.seed, totals=totals
+        model,
+        settings,
+        maker,
+        threads=ground.threads,
+        seed=config.train.seed,
+        totals=totals,
     )

@@ -5,6 +5,7 @@ Reads only. Knows configuration, schema and a run's state; nothing of training.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,8 @@ from pathlib import Path
 from biggraph.config import Config
 from biggraph.errors import ConfigError
 from biggraph.graph.graph import Graph
-from biggraph.storage.state import InitFacts, RunState
+from biggraph.storage.records import InitFacts
+from biggraph.storage.state import RunState
 from biggraph.types import Bucket, PartitionKey
 
 # Keys that a resumed run may change: how long, how fast and with what care it goes on.
@@ -123,18 +125,28 @@ def check_same_run(path: Path, config: Config, graph: str, state: RunState) -> N
         raise ConfigError(f"{path}: was trained on another graph; {remedy}")
     old, new = _flat(Config.from_json(state.config, f"{path}: log")), _flat(config)
     for key in sorted(old.keys() | new.keys()):
-        fixed = key not in _MAY_CHANGE and key.split(".")[0] not in _MAY_CHANGE
-        if fixed and old.get(key) != new.get(key):
+        if not _may_change(key) and old.get(key) != new.get(key):
             raise ConfigError(
                 f"{path}: the run was begun with {key} = {old.get(key)}, found {new.get(key)}; "
                 f"{remedy}"
             )
 
 
+def fingerprint(config: Config, graph: str) -> str:
+    """Return a digest of the graph and of every key that all workers of a run have to share."""
+    shared = {key: value for key, value in _flat(config).items() if not _may_change(key)}
+    text = json.dumps([graph, shared], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def table_bytes(facts: InitFacts, key: PartitionKey) -> int:
     """Return the bytes of a partition's rows and optimizer state."""
     count, dimension = facts.shape(key)
     return count * 4 * (dimension + (1 if facts.row_wise else dimension))
+
+
+def _may_change(key: str) -> bool:
+    return key in _MAY_CHANGE or key.split(".")[0] in _MAY_CHANGE
 
 
 def _flat(config: Config) -> dict[str, object]:

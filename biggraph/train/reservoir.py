@@ -65,6 +65,11 @@ class Reservoir:
             if self._rows and self._schema.entity_type(table.key.entity_type).partitions > 1:
                 self._samples[table.key] = table.rows[self._choose(table.key, table.chain)]
 
+    def forget(self, keys: Iterable[PartitionKey] | None = None) -> None:
+        """Sample partitions anew when they are next needed, all of them without `keys`."""
+        for key in list(self._samples if keys is None else keys):
+            self._samples.pop(key, None)
+
     def _sample(self, key: PartitionKey) -> Tensor:
         if key not in self._samples:
             chain, rows_ND = self._store.view(key)

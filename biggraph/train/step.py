@@ -207,7 +207,8 @@ def train_step(
     total = (loss + penalty) / settings.batch_size
     torch.autograd.backward(total)
     rows.adagrad_(settings.lr)
-    relations.adagrad_(settings.relation_lr)
+    with model.parameters.lock:
+        relations.adagrad_(settings.relation_lr)
     return float(loss.detach()) / batch.num_edges
 
 

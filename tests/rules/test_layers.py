@@ -15,9 +15,9 @@ LAYERS = (
     ("schema", "sections", "config"),
     ("graph", "model", "storage", "scheduling"),
     ("train", "dist"),
-    ("train.build", "train.trainer"),
+    ("train.build", "train.local", "train.roles", "train.trainer"),
     ("evaluate", "embeddings", "export", "serve"),
-    ("", "api", "describe", "cli", "__main__"),
+    ("", "api", "cluster", "describe", "cli", "__main__"),
 )
 SIBLINGS = {"graph", "model", "storage", "scheduling"}
 ONLY_IN = {

@@ -2,6 +2,9 @@
 
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +14,10 @@ from biggraph.scheduling.orders import ORDERS
 from biggraph.scheduling.scheduler import BucketScheduler, Grant
 from biggraph.schema import EntityType, GraphSchema, RelationType
 from biggraph.storage.cache import PartitionCache
+from biggraph.storage.records import Head, InitFacts, Work
+from biggraph.storage.relations import write_relations
 from biggraph.storage.run import RunDirectory, is_run
-from biggraph.storage.state import InitFacts
+from biggraph.storage.store import DiskStore
 from biggraph.storage.table import advance_chain
 from biggraph.types import Bucket, mix_seed
 
@@ -42,19 +47,53 @@ def open_run(path: Path) -> RunDirectory:
     return RunDirectory.resume(path) if is_run(path) else RunDirectory.create(path, CONFIG, facts())
 
 
+@dataclass
+class LoneWorker:
+    """The only worker of a run, whose lease goes on from commit to commit."""
+
+    run: RunDirectory
+    store: DiskStore
+
+    @classmethod
+    def begin(cls, run: RunDirectory) -> "LoneWorker":
+        """End what an earlier start left, as its work cannot go on, and begin a lease."""
+        for fence in list(run.state.leases):
+            run.expire(fence, "the only worker has started again")
+        run.collect_garbage()
+        return cls(run, run.store(run.begin_lease("alone", run.state.number)))
+
+    def commit(self, epoch, buckets, saved, relations, edges, stats) -> None:
+        """Write the relation parameters and make everything since the last commit count."""
+        file = write_relations(self.store.place, self.store.fence, relations)
+        before = self.run.state.heads
+        heads = tuple(
+            Head(key, before[key].version if key in before else 0, version)
+            for key, version in saved.items()
+        )
+        work = Work(epoch, tuple(buckets), heads, file, None, edges, stats)
+        self.store.fence = self.run.commit(self.store.fence, work)
+
+
+@contextmanager
+def working(path: Path, capacity: int = 10**6) -> Iterator[tuple[LoneWorker, PartitionCache]]:
+    """Begin or go on with a run as its only worker."""
+    with open_run(path) as run:
+        worker = LoneWorker.begin(run)
+        with PartitionCache(worker.store, capacity, table_bytes) as cache:
+            yield worker, cache
+
+
 def train(path: Path, capacity: int = 150) -> None:
     """Train from wherever the run stands to its end, as a trainer would.
 
     The update depends on order and on every earlier update, so work that is lost or counted
     twice changes the result.
     """
-    with (
-        open_run(path) as run,
-        PartitionCache(run.store, capacity, table_bytes) as cache,
-    ):
+    with working(path, capacity) as (worker, cache):
+        run = worker.run
         keep_best(run)
         while run.state.epoch < EPOCHS:
-            train_epoch(run, cache)
+            train_epoch(worker, cache)
             keep_best(run)
         if len(run.state.evaluations) < EPOCHS:
             run.record_evaluation(run.state.epoch, {"mrr": 0.5})
@@ -67,7 +106,8 @@ def keep_best(run: RunDirectory) -> None:
         run.snapshot("best")
 
 
-def train_epoch(run: RunDirectory, cache: PartitionCache) -> None:
+def train_epoch(worker: LoneWorker, cache: PartitionCache) -> None:
+    run = worker.run
     epoch = run.state.epoch + 1
     relations = run.relations() or {"w": np.ones(3), "optimizer.w": np.zeros(3)}
     done = set(run.state.done)
@@ -83,7 +123,7 @@ def train_epoch(run: RunDirectory, cache: PartitionCache) -> None:
         pending.append(grant.bucket)
         if len(pending) == 3 or not scheduler.peek("w"):
             edges = sum(BUCKETS[b] for b in pending)
-            run.commit(epoch, pending, cache.flush(), relations, edges, {"loss": 1.0})
+            worker.commit(epoch, pending, cache.flush(), relations, edges, {"loss": 1.0})
             run.collect_garbage()
             pending = []
 

@@ -12,11 +12,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from biggraph.errors import DivergenceError, StorageError
 from biggraph.storage.cache import PartitionCache
 from biggraph.storage.files import FileRef
-from biggraph.storage.run import RunDirectory
-from biggraph.storage.state import PartitionVersion
+from biggraph.storage.records import PartitionVersion
 from biggraph.storage.table import EmbeddingTable
 from biggraph.types import PartitionKey
-from tests.storage.doubles import CONFIG, SCHEMA, facts, table_bytes
+from tests.storage.doubles import SCHEMA, working
 
 KEYS = [PartitionKey("e", i) for i in range(5)]
 SIZES = {key: 8 * (1 + key.index % 3) for key in KEYS}
@@ -114,6 +113,17 @@ class Machine(RuleBasedStateMachine):
             assert saved.version == self.store.newest[key]
             values = self.store.versions[saved.file.path]
             assert values == (self.expected[key],) * (SIZES[key] // 8)
+
+    @rule(keys=st.none() | st.lists(st.sampled_from(KEYS), max_size=3))
+    def forget(self, keys):
+        """What the store has counts again: what was flushed, or saved and not flushed."""
+        kept = dict(self.store.newest)
+        self.cache.forget(keys)
+        for key in KEYS if keys is None else set(keys):
+            self.store.commit(key, self.flushed.get(key))
+            self.expected[key] = self.committed.get(key, 0.0)
+            self.changed.discard(key)
+        assert kept.keys() >= self.store.newest.keys()
 
     def there_is_room(self, key):
         """On the reading thread, when a table is about to take memory."""
@@ -240,10 +250,7 @@ def test_nothing_starts_before_it_is_needed(store):
 
 def test_a_ruined_table_is_not_written(tmp_path):
     key = SCHEMA.partition_keys()[0]
-    with (
-        RunDirectory.create(tmp_path / "run", CONFIG, facts()) as run,
-        PartitionCache(run.store, 10**6, table_bytes) as cache,
-    ):
+    with working(tmp_path / "run") as (_, cache):
         cache.hold([key])[key].rows[1, 1] = float("nan")
         with pytest.raises(DivergenceError, match="partition user/0"):
             cache.flush()

@@ -7,21 +7,21 @@ import pytest
 
 from biggraph.errors import FormatError, InputError
 from biggraph.storage import log
-from biggraph.storage.cache import PartitionCache
 from biggraph.storage.checkpoint import Checkpoint
-from biggraph.storage.files import write_arrays
 from biggraph.storage.folder import Folder
-from biggraph.storage.log import Record
+from biggraph.storage.records import Work
+from biggraph.storage.relations import write_relations
 from biggraph.storage.run import RunDirectory, read_state
 from biggraph.storage.store import initial_table
 from tests.storage.doubles import (
     CONFIG,
     DIMENSION,
     SCHEMA,
+    LoneWorker,
     facts,
-    table_bytes,
     train,
     train_epoch,
+    working,
 )
 
 USER_0, USER_1, ITEM = SCHEMA.partition_keys()
@@ -59,8 +59,9 @@ def test_a_checkpoint_knows_its_run(trained):
 def test_rows_are_those_of_the_store(trained):
     checkpoint = Checkpoint.open(trained, "latest")
     with RunDirectory.resume(trained) as run:
+        store = LoneWorker.begin(run).store
         for key in SCHEMA.partition_keys():
-            rows = run.store.load(key).rows.numpy()
+            rows = store.load(key).rows.numpy()
             found = checkpoint.rows(key, slice(None))
             assert found.dtype == np.float32
             assert np.array_equal(found, rows)
@@ -122,12 +123,9 @@ def test_opening_while_a_run_is_trained(tmp_path):
 
     def write():
         try:
-            with (
-                RunDirectory.resume(path) as run,
-                PartitionCache(run.store, 10**6, table_bytes) as cache,
-            ):
+            with working(path) as (worker, cache):
                 for _ in range(10):
-                    train_epoch(run, cache)
+                    train_epoch(worker, cache)
         finally:
             done.set()
 
@@ -150,11 +148,8 @@ def test_opening_while_a_run_is_trained(tmp_path):
 def test_a_removed_file_leads_to_a_second_look(trained, monkeypatch):
     """The log moved on between reading it and opening the files that it named."""
     stale = read_state(trained)
-    with (
-        RunDirectory.resume(trained) as run,
-        PartitionCache(run.store, 10**6, table_bytes) as cache,
-    ):
-        train_epoch(run, cache)
+    with working(trained) as (worker, cache):
+        train_epoch(worker, cache)
     states = [stale, read_state(trained)]
     monkeypatch.setattr("biggraph.storage.checkpoint.read_state", lambda path: states.pop(0))
     assert Checkpoint.open(trained, "latest").epoch == 3
@@ -187,38 +182,28 @@ def test_a_damaged_partition_is_named_when_it_is_first_read(trained):
 
 def test_edges_that_are_missing_from_an_epoch_are_noticed(tmp_path):
     path = tmp_path / "run"
-    with (
-        RunDirectory.create(path, CONFIG, facts()) as run,
-        PartitionCache(run.store, 10**6, table_bytes) as cache,
-    ):
-        train_epoch(run, cache)
+    with working(path) as (worker, cache):
+        train_epoch(worker, cache)
     for record in log.replay(Folder(path)):
         if record.kind == "commit":
-            record.body["edges"] -= 1
+            record.body["work"]["edges"] -= 1
             (path / log.record_name(record.number)).write_bytes(log.encode(record))
     with pytest.raises(FormatError, match="edges trained, its buckets have"):
         Checkpoint.open(path)
 
 
 def test_values_that_are_not_finite_are_described(trained):
-    with RunDirectory.resume(trained) as run:
-        ref = write_arrays(Folder(trained), "relations/f000900.h5", {"w": np.array([np.nan])}, {})
-        commit = {
-            "fence": 900, "epoch": 3, "buckets": [], "partitions": [], "edges": 0, "stats": {},
-            "relations": {"path": ref.path, "digest": ref.digest, "size": ref.size},
-        }  # fmt: skip
-        log.append(Folder(trained), Record(run.state.number, "commit", commit))
-    assert Checkpoint.open(trained, "latest").verify() == [f"{trained / ref.path}: w is not finite"]
+    with working(trained) as (worker, _):
+        worker.commit(3, [], {}, {"w": np.array([np.nan])}, 0, {})
+        file = trained / worker.run.state.relations.path
+    assert Checkpoint.open(trained, "latest").verify() == [f"{file}: w is not finite"]
 
 
 def test_verification_meets_the_run_as_it_stands(trained):
     """Opened before the writer replaced every file."""
     checkpoint = Checkpoint.open(trained, "latest")
-    with (
-        RunDirectory.resume(trained) as run,
-        PartitionCache(run.store, 10**6, table_bytes) as cache,
-    ):
-        train_epoch(run, cache)
+    with working(trained) as (worker, cache):
+        train_epoch(worker, cache)
         assert checkpoint.verify() == []
         assert checkpoint.epoch == 2
 
@@ -226,12 +211,101 @@ def test_verification_meets_the_run_as_it_stands(trained):
 def test_verification_looks_again_for_what_the_writer_replaced(trained, monkeypatch):
     stale = read_state(trained)
     checkpoint = Checkpoint.open(trained, "latest")
-    with (
-        RunDirectory.resume(trained) as run,
-        PartitionCache(run.store, 10**6, table_bytes) as cache,
-    ):
-        train_epoch(run, cache)
+    with working(trained) as (worker, cache):
+        train_epoch(worker, cache)
     now = read_state(trained)
     states = [stale, now, now]
     monkeypatch.setattr("biggraph.storage.checkpoint.read_state", lambda path: states.pop(0))
     assert checkpoint.verify() == []
+
+
+# Relation parameters as a base and deltas
+
+
+def arrays(value, **more):
+    return {"w": np.float32([value] * 3), "optimizer.w": np.float32([value / 4] * 3), **more}
+
+
+def add(worker, delta):
+    """Commit a delta, and return its file."""
+    run, fence = worker.run, worker.store.fence
+    ref = write_relations(run.place, fence, delta)
+    worker.store.fence = run.commit(fence, Work(run.state.epoch + 1, (), (), None, ref, 0, {}))
+    return run.place.root / ref.path
+
+
+@pytest.fixture
+def summed(tmp_path):
+    """A base of 1, a delta of 2, a snapshot, a delta of 4; their files."""
+    path = tmp_path / "summed"
+    with working(path) as (worker, _):
+        worker.run.rebase(arrays(1))
+        base = path / worker.run.state.relations.path
+        first = add(worker, arrays(2))
+        worker.run.snapshot("kept")
+        return path, [base, first, add(worker, arrays(4))]
+
+
+def test_relations_are_the_base_and_every_delta_of_the_state(summed):
+    path, _ = summed
+    for name, value in (("latest", 7), ("kept", 3)):
+        checkpoint = Checkpoint.open(path, name)
+        for _ in range(2):
+            found = checkpoint.relations()
+            assert found.keys() == {"w"}
+            assert found["w"].tobytes() == arrays(value)["w"].tobytes()
+            found["w"][:] = 0
+    assert Checkpoint.open(path).verify() == []
+    with RunDirectory.resume(path) as run:
+        assert run.relations().keys() == {"w", "optimizer.w"}
+        assert run.relations()["optimizer.w"].tolist() == [7 / 4] * 3
+
+
+def test_an_open_checkpoint_outlives_a_new_base(summed):
+    path, files = summed
+    latest, kept = Checkpoint.open(path, "latest"), Checkpoint.open(path, "kept")
+    with working(path) as (worker, _):
+        worker.run.rebase(arrays(100))
+        worker.run.snapshot("kept")
+        assert worker.run.collect_garbage() == len(files)
+    assert not any(file.exists() for file in files)
+    assert latest.relations()["w"].tolist() == [7] * 3
+    assert kept.relations()["w"].tolist() == [3] * 3
+    assert Checkpoint.open(path, "latest").relations()["w"].tolist() == [100] * 3
+    assert latest.verify() == []
+
+
+@pytest.mark.parametrize("victim", [0, 1, 2])
+def test_a_damaged_base_or_delta_is_named(summed, victim):
+    path, files = summed
+    file = files[victim]
+    file.write_bytes(bytes(file.stat().st_size))
+    with pytest.raises(FormatError, match=f"{file}: damaged"):
+        Checkpoint.open(path, "latest").relations()
+    (problem,) = Checkpoint.open(path, "latest").verify()  # once, though two states need it
+    assert problem.startswith(f"{file}: damaged")
+    checkpoint = Checkpoint.open(path, "latest")
+    file.unlink()
+    assert checkpoint.verify() == [f"{file}: missing"]
+    with pytest.raises(FormatError, match=f"{file}: missing"):
+        Checkpoint.open(path, "latest")
+
+
+@pytest.mark.parametrize(
+    ("delta", "problem"),
+    [
+        (arrays(8, v=np.float32([1])), "its arrays are not those of the relation parameters"),
+        ({"w": np.float32([1] * 3)}, "its arrays are not those of the relation parameters"),
+        (arrays(np.inf), "w is not finite"),
+    ],
+)
+def test_a_delta_that_cannot_be_added_is_described(summed, delta, problem):
+    path, _ = summed
+    with working(path) as (worker, _):
+        file = add(worker, delta)
+    problems = Checkpoint.open(path, "latest").verify()
+    assert problems[0] == f"{file}: {problem}"
+    assert all(line.startswith(f"{file}: ") for line in problems)
+    with working(path) as (worker, _):
+        worker.run.rebase(arrays(1))
+    assert Checkpoint.open(path).verify() == []

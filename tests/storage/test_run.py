@@ -10,7 +10,6 @@ import torch
 from biggraph.config import make_config
 from biggraph.errors import FormatError, InputError, StorageError
 from biggraph.storage import fsops, log
-from biggraph.storage.cache import PartitionCache
 from biggraph.storage.checkpoint import Checkpoint
 from biggraph.storage.folder import Folder
 from biggraph.storage.log import Record
@@ -19,7 +18,7 @@ from biggraph.storage.store import DiskStore, initial_table, partition_path
 from biggraph.storage.table import advance_chain
 from biggraph.types import Bucket, PartitionKey
 from tests.storage import doubles
-from tests.storage.doubles import CONFIG, SCHEMA, facts, table_bytes, train
+from tests.storage.doubles import CONFIG, SCHEMA, LoneWorker, facts, train, working
 
 USER_0 = PartitionKey("user", 0)
 
@@ -144,22 +143,24 @@ def test_left_overs_are_removed_and_their_fences_never_used_again(trained):
     (folder / "v000100-f000301.h5.0123456789ab.tmp").write_bytes(b"torn")
     (trained / "relations" / "f000400.h5").write_bytes(b"never committed")
     with RunDirectory.resume(trained) as run:
-        assert run.store.fence == 402
+        assert LoneWorker.begin(run).store.fence == 402
     assert data_files(trained) == before
     assert not list(trained.rglob("*.tmp"))
 
 
 def test_garbage_collection_keeps_snapshots_and_work_in_flight(trained):
     with RunDirectory.resume(trained) as run:
-        table = run.store.load(USER_0)
-        saved = run.store.save(table)
+        store = LoneWorker.begin(run).store
+        saved = store.save(store.load(USER_0))
         assert run.collect_garbage() == 0
         assert (trained / saved.file.path).exists()
         kept = {s.file.path for s in run.state.snapshots["best"].heads.values()}
         assert kept <= data_files(trained)
         run.snapshot("best")
         assert run.collect_garbage() == len(kept) + 1  # and the relations
-    RunDirectory.resume(trained).close()
+    with RunDirectory.resume(trained) as run:  # the worker may have outlived its coordinator
+        assert data_files(trained) == named_files(trained) | {saved.file.path}
+        LoneWorker.begin(run)
     assert data_files(trained) == named_files(trained)
 
 
@@ -172,7 +173,7 @@ def test_snapshot_names(trained, name):
 def test_a_configuration_may_change_on_resume(trained):
     longer = make_config({"train": {"epochs": 99}})
     with RunDirectory.resume(trained) as run:
-        run.reconfigure(longer)
+        run.reconfigure(longer, rate=1.0)
     (trained / "config.json").write_text("edited")
     with RunDirectory.resume(trained) as run:
         assert run.config == longer
@@ -194,13 +195,13 @@ def test_a_missing_file_is_named_at_the_start(trained, victim):
 
 def test_a_damaged_table_is_named_when_it_is_read(trained):
     with RunDirectory.resume(trained) as run:
-        saved = run.state.heads[USER_0]
+        saved, store = run.state.heads[USER_0], LoneWorker.begin(run).store
         (trained / saved.file.path).write_bytes(bytes(saved.file.size))
         with pytest.raises(FormatError, match=f"{saved.file.path}: damaged"):
-            run.store.load(USER_0)
+            store.load(USER_0)
         (trained / saved.file.path).unlink()
         with pytest.raises(FormatError, match=f"{saved.file.path}: missing"):
-            run.store.load(USER_0)
+            store.load(USER_0)
 
 
 def test_a_file_in_the_wrong_place_is_named(trained):
@@ -217,18 +218,19 @@ def test_tables_round_trip_bit_by_bit(path):
     for row_wise in (False, True):
         folder = path / str(row_wise)
         with RunDirectory.create(folder, CONFIG, facts(row_wise)) as run:
+            store = LoneWorker.begin(run).store
             for key in SCHEMA.partition_keys():
-                table = run.store.load(key)
+                table = store.load(key)
                 again = initial_table(facts(row_wise), key)
                 assert torch.equal(table.rows, again.rows)
                 table.rows[0, 0], table.state[0] = -0.0, 1e-45
                 table.chain = advance_chain(table.chain, 1, Bucket(0, 0))
-                assert run.store.save(table).version == 1
-                found = run.store.load(key)
+                assert store.save(table).version == 1
+                found = store.load(key)
                 assert found.rows.numpy().tobytes() == table.rows.numpy().tobytes()
                 assert found.state.numpy().tobytes() == table.state.numpy().tobytes()
                 assert found.chain == table.chain
-                assert run.store.save(found).version == 2
+                assert store.save(found).version == 2
 
 
 def test_initial_tables_differ_between_partitions_and_seeds():
@@ -248,17 +250,14 @@ def test_names_of_entity_types_stay_inside_their_folder(name):
 
 
 def test_a_commit_that_contradicts_the_log_is_not_written(trained):
-    with (
-        RunDirectory.resume(trained) as run,
-        PartitionCache(run.store, 10**6, table_bytes) as cache,
-    ):
-        before = run.state
+    with working(trained) as (worker, cache):
+        before = worker.run.state
         cache.hold(SCHEMA.partitions_of(Bucket(0, 0)))
         with pytest.raises(FormatError, match="not trained on exactly the buckets"):
-            run.commit(
+            worker.commit(
                 3, [Bucket(0, 0)], cache.flush(), {"w": np.ones(1)}, 5, {}
             )  # chains not advanced
-        assert run.state == before
+        assert worker.run.state == before
     assert read_state(trained) == before
     doubles.train(trained)
 
@@ -275,7 +274,7 @@ def test_hostile_names_in_a_record_lead_nowhere(trained, tmp_path):
     last = [r for r in log.replay(Folder(trained)) if r.kind == "commit"][-1]
     for number in range(last.number, read_state(trained).number):
         (trained / log.record_name(number)).unlink()
-    last.body["relations"] |= {"path": "../../secret", "size": 6}
+    last.body["work"]["relations"] |= {"path": "../../secret", "size": 6}
     log.append(Folder(trained), last)
     with pytest.raises(FormatError, match="outside the run directory"):
         Checkpoint.open(trained, "latest")

@@ -12,14 +12,23 @@ import pytest
 
 from biggraph.errors import FormatError, StorageError
 from biggraph.storage import fsops, log
-from biggraph.storage.cache import PartitionCache
 from biggraph.storage.checkpoint import Checkpoint
 from biggraph.storage.folder import Folder
 from biggraph.storage.lock import RunLock
 from biggraph.storage.run import RunDirectory, check_claimable, is_run, read_state
 from biggraph.storage.table import advance_chain
 from biggraph.types import Bucket
-from tests.storage.doubles import BUCKETS, CONFIG, SCHEMA, Crash, Fault, facts, table_bytes, train
+from tests.storage.doubles import (
+    BUCKETS,
+    CONFIG,
+    SCHEMA,
+    Crash,
+    Fault,
+    LoneWorker,
+    facts,
+    train,
+    working,
+)
 
 FIRST = Bucket(0, 0)
 
@@ -43,7 +52,7 @@ def no_locks(monkeypatch):
     monkeypatch.setattr(fcntl, "flock", refuse)
 
 
-def trained_tables(run, cache):
+def trained_tables(cache):
     """Train one bucket of epoch 3 and write its tables, which no commit names yet."""
     tables = cache.hold(SCHEMA.partitions_of(FIRST))
     for table in tables.values():
@@ -51,51 +60,68 @@ def trained_tables(run, cache):
     return cache.flush()
 
 
+def commit(worker, saved):
+    worker.commit(3, [FIRST], saved, {"w": np.ones(3)}, BUCKETS[FIRST], {})
+
+
 @pytest.mark.usefixtures("no_locks")
 def test_a_writer_that_another_one_replaced_cannot_commit(trained):
-    with (
-        RunDirectory.resume(trained) as old,
-        PartitionCache(old.store, 10**6, table_bytes) as cache,
-    ):
-        saved = trained_tables(old, cache)
-        with RunDirectory.resume(trained) as new:
+    with working(trained) as (old, cache):
+        saved = trained_tables(cache)
+        before = old.run.state
+        with working(trained) as (new, _):
             assert not (trained / saved[SCHEMA.partition_keys()[0]].file.path).exists()
-            with pytest.raises(StorageError, match="another process"):
-                old.commit(3, [FIRST], saved, {"w": np.ones(3)}, BUCKETS[FIRST], {})
+            with pytest.raises(FormatError, match="missing"):
+                commit(old, saved)
+            assert old.run.state == before
             with pytest.raises(StorageError, match="another process has written this record"):
-                old.snapshot("mine")
+                old.run.snapshot("mine")
             assert new.store.fence > old.store.fence
     assert Checkpoint.open(trained, "latest").verify() == []
     train(trained)
 
 
 @pytest.mark.usefixtures("no_locks")
+def test_a_replaced_writer_cannot_commit_files_that_are_still_there(trained):
+    """The new writer leaves the lease alone: its worker may have outlived its coordinator."""
+    with working(trained) as (old, cache):
+        saved = trained_tables(cache)
+        before = old.run.state
+        with RunDirectory.resume(trained) as new:
+            assert old.store.fence in new.state.leases
+            with pytest.raises(StorageError, match="another process has written this record"):
+                commit(old, saved)
+            assert old.run.state == before
+            assert new.state.epoch == before.epoch
+    assert read_state(trained).done == ()
+
+
+@pytest.mark.usefixtures("no_locks")
 def test_a_writer_that_lost_the_race_for_a_record_removes_nothing(trained, monkeypatch):
     """The old writer commits after the new one has read the log."""
-    with (
-        RunDirectory.resume(trained) as old,
-        PartitionCache(old.store, 10**6, table_bytes) as cache,
-    ):
-        saved = trained_tables(old, cache)
+    with working(trained) as (old, cache):
+        saved = trained_tables(cache)
         stale = read_state(trained)
-        old.commit(3, [FIRST], saved, {"w": np.ones(3)}, BUCKETS[FIRST], {})
+        commit(old, saved)
         monkeypatch.setattr("biggraph.storage.run.read_state", lambda path: stale)
         with pytest.raises(StorageError, match="another process has written this record"):
             RunDirectory.resume(trained)
     assert Checkpoint.open(trained, "latest").verify() == []
 
 
-def test_a_commit_of_files_that_are_gone_is_refused(trained):
-    before = None
-    with (
-        RunDirectory.resume(trained) as run,
-        PartitionCache(run.store, 10**6, table_bytes) as cache,
-    ):
-        saved = trained_tables(run, cache)
-        (trained / next(iter(saved.values())).file.path).unlink()
-        before = run.state
-        with pytest.raises(StorageError, match="gone before it was committed"):
-            run.commit(3, [FIRST], saved, {"w": np.ones(3)}, BUCKETS[FIRST], {})
+@pytest.mark.parametrize("damage", ["gone", "shorter", "longer"])
+def test_a_commit_of_files_that_are_not_there_as_they_were_is_refused(trained, damage):
+    with working(trained) as (worker, cache):
+        saved = trained_tables(cache)
+        file = trained / next(iter(saved.values())).file.path
+        content = file.read_bytes()
+        file.unlink()
+        if damage != "gone":
+            file.write_bytes(content[:-1] if damage == "shorter" else content + b"0")
+        before = worker.run.state
+        with pytest.raises(FormatError, match=f"{file}: (missing|expected a file of)"):
+            commit(worker, saved)
+        assert worker.run.state == before
     assert read_state(trained) == before
 
 
@@ -110,16 +136,17 @@ def test_a_temporary_file_that_another_process_removed_is_an_ordinary_error(tmp_
 def test_writing_again_after_a_failure_at_the_end_is_an_ordinary_error(trained):
     """The file has its name, but its folder could not be synced."""
     with RunDirectory.resume(trained) as run:
-        table = run.store.load(SCHEMA.partition_keys()[0])
+        store = LoneWorker.begin(run).store
+        table = store.load(SCHEMA.partition_keys()[0])
 
         def fail(operation, path):
             if operation == "sync folder":
                 raise OSError(5, os.strerror(5))
 
         with fsops.observed(fail), pytest.raises(StorageError, match="cannot sync folder"):
-            run.store.save(table)
+            store.save(table)
         with pytest.raises(StorageError, match=r"exists already; .*resume the run"):
-            run.store.save(table)
+            store.save(table)
 
 
 def test_a_run_begun_by_another_process_meanwhile_is_not_overwritten(path, monkeypatch):

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from biggraph.schema import EntityType, GraphSchema, RelationType
-from biggraph.storage.state import InitFacts
 from biggraph.storage.folder import Folder
+from biggraph.storage.state import InitFacts
 from biggraph.storage.store import DiskStore
 from biggraph.storage.table import advance_chain
 from biggraph.train.reservoir import Reservoir

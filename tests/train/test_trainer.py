@@ -126,7 +126,7 @@ def test_a_small_cache_trains_the_same_rows(graph_path, tmp_path):
     run = build(small, restart=False, reporter=Reporter(quiet=True), validate=None)
     run.trainer.run()
     run.close()
-    assert run.cache.statistics.loads > 10  # of five partitions
+    assert run.trainer.cache.statistics.loads > 10  # of five partitions
     assert_same(tmp_path / "large", tmp_path / "small")
 
 
@@ -299,14 +299,14 @@ def test_divergence_names_the_bucket_and_keeps_the_last_commit(graph_path, tmp_p
     config = make_run(graph_path, tmp_path / "run", **changes)
     config = make_run(graph_path, tmp_path / "run", train__memory=SMALL, **changes)
     run = build(config, restart=False, reporter=Reporter(quiet=True), validate=None)
-    original = run.cache.hold
+    original = run.trainer.cache.hold
 
     def poisoned(keys):
         tables = original(keys)
         next(iter(tables.values())).rows[:] = float("nan")
         return tables
 
-    run.cache.hold = poisoned
+    run.trainer.cache.hold = poisoned
     try:
         with pytest.raises(DivergenceError, match=r"bucket \(\d, \d\): the loss became nan"):
             run.trainer.run()

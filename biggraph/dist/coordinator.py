@@ -1,0 +1,396 @@
+"""The coordinator: who may work, on what, and what counts. A state machine over the run's log.
+
+It answers requests (`protocol`) one at a time and knows the time only as a number that it is told.
+What counts is in the log before the answer is given; who holds what is only in memory, so a
+coordinator that starts again learns it from the workers: until every lease that the log knows has
+said what it has, or has expired, nobody is granted a bucket.
+
+A world of one calls it directly. Knows nothing of sockets, tensors, threads or files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from biggraph.dist import course
+from biggraph.dist.board import Board, Schedule
+from biggraph.dist.course import Plan
+from biggraph.dist.holder import Holder
+from biggraph.dist.protocol import (
+    Acquire,
+    AskStatus,
+    Committed,
+    Diverged,
+    Done,
+    Evaluated,
+    Failed,
+    Finished,
+    GiveBack,
+    Grant,
+    Hello,
+    Holding,
+    Lost,
+    Release,
+    Renew,
+    Reply,
+    Request,
+    Status,
+    Submit,
+    Validate,
+    Wait,
+    Welcome,
+)
+from biggraph.dist.status import Chronicle, describe
+from biggraph.errors import ConfigError, DivergenceError, FormatError
+from biggraph.scheduling import scheduler as scheduling
+from biggraph.storage.files import FileRef
+from biggraph.storage.records import PartitionVersion, Work
+from biggraph.storage.run import RunDirectory
+from biggraph.storage.state import RunState
+from biggraph.types import PartitionKey
+
+_REFUSALS = 3  # commits of one worker that the log refuses in a row: a defect, not an accident
+
+
+class Parameters(Protocol):
+    """Sums up what leases do to the relation parameters; see `parameters.ParameterServer`."""
+
+    def begin(self, fence: int) -> None:
+        """Take what a new lease does from now on."""
+        ...
+
+    def check(self, work: Work) -> Any:
+        """Read what a commit brings; raises FormatError where it cannot count."""
+        ...
+
+    def commit(self, fence: int, following: int, delta: Any) -> None:
+        """Count the delta of a lease, for ever; the worker goes on under the lease `following`."""
+        ...
+
+    def drop(self, fence: int) -> None:
+        """Forget the delta of a lease."""
+        ...
+
+    def rebase(self, run: RunDirectory) -> None:
+        """Write the parameters with all their deltas as the new base."""
+        ...
+
+
+class Coordinator:
+    """Serves one run.
+
+    Args:
+        run: the writer of its log.
+        plan: how far to go.
+        schedule: makes an epoch's scheduler.
+        fingerprint: of graph and configuration; workers have to have the same.
+        ttl: seconds of silence after which a lease expires; infinite in a world of one.
+        parameters: of relations, or None where the one worker keeps them.
+        chronicle: told what happens, for people and programs.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        plan: Plan,
+        schedule: Schedule,
+        *,
+        fingerprint: str,
+        ttl: float,
+        parameters: Parameters | None,
+        chronicle: Chronicle,
+    ) -> None:
+        self._run, self._plan = run, plan
+        self._fingerprint, self._ttl = fingerprint, ttl
+        self._parameters, self._chronicle = parameters, chronicle
+        self._board = Board(schedule, chronicle.begin_epoch)
+        self._holders: dict[int, Holder] = {}
+        self._changed = {key: run.state.number for key in run.state.heads}
+        self._refused: dict[str, int] = {}
+        self._retired: deque[tuple[float, FileRef]] = deque()
+        self._failure: Failed | None = None
+        self._edges = 0
+        self._answers: dict[type, Callable[[Any, float], Reply]] = {
+            Hello: self._hello,
+            Acquire: self._acquire,
+            Renew: self._renew,
+            Submit: self._submit,
+            Evaluated: self._evaluated,
+            Diverged: self._diverged,
+            GiveBack: self._give_back,
+            Release: self._leave,
+            AskStatus: self._status,
+        }
+
+    @property
+    def state(self) -> RunState:
+        """What the log says."""
+        return self._run.state
+
+    @property
+    def end(self) -> Finished | None:
+        """How the run ended, None while something is left to do."""
+        if not course.finished(self.state, self._plan):
+            return None
+        early = self.state.epoch < self._plan.epochs
+        return Finished(self.state.epoch, course.best(self.state, self._plan), early)
+
+    @property
+    def edges(self) -> int:
+        """Edges trained and committed since this coordinator began."""
+        return self._edges
+
+    @property
+    def failure(self) -> Failed | None:
+        """Why the run cannot go on, or None."""
+        return self._failure
+
+    def start(self, now: float) -> None:
+        """Take over the leases of the log: each may live for one more `ttl`."""
+        for fence, lease in self.state.leases.items():
+            self._holders[fence] = Holder(lease.worker, now + self._ttl, known=False)
+            if self._parameters:
+                self._parameters.begin(fence)
+
+    def status(self, now: float) -> dict[str, Any]:
+        """Return how the run stands, as `status.describe` does."""
+        return describe(self.state, self._plan, self._holders, self._chronicle, now)
+
+    def handle(self, request: Request, now: float) -> Reply:
+        """Answer one request.
+
+        Raises:
+            StorageError: the log could not be written, or another coordinator writes it; this
+                one has to end.
+        """
+        self.tick(now)
+        if self._failure is not None and not isinstance(request, AskStatus | Release):
+            return self._failure
+        return self._answers[type(request)](request, now)
+
+    def tick(self, now: float) -> None:
+        """End leases whose time is over; raises as `handle`."""
+        for fence, holder in list(self._holders.items()):
+            if now >= holder.deadline:
+                self._end(fence, f"silent for {self._ttl:g} s")
+
+    def expire_all(self, reason: str) -> None:
+        """End every lease, where no worker of theirs can be alive; raises as `handle`."""
+        for fence in list(self.state.leases):
+            self._end(fence, reason)
+        self._run.collect_garbage()
+
+    def _hello(self, hello: Hello, now: float) -> Reply:
+        if hello.run != self._fingerprint:
+            return Failed(ConfigError.__name__, _OTHER_RUN.format(hello.worker))
+        for fence, lease in self.state.leases.items():
+            if lease.worker != hello.worker:
+                continue
+            if lease.incarnation > hello.incarnation:
+                return Failed(ConfigError.__name__, _OTHER_START.format(hello.worker))
+            if lease.incarnation == hello.incarnation and fence in self._holders:
+                return self._welcome(fence)  # said before; the answer was lost
+            self._forget(fence)
+        fence = self._run.begin_lease(hello.worker, hello.incarnation)
+        self._holders[fence] = Holder(hello.worker, now + self._ttl, known=True)
+        if self._parameters:
+            self._parameters.begin(fence)
+        return self._welcome(fence)
+
+    def _welcome(self, fence: int) -> Welcome:
+        heads = tuple(self.state.heads.items())
+        return Welcome(fence, self._ttl, self.state.rate, heads, self.state.number)
+
+    def _acquire(self, request: Acquire, now: float) -> Reply:
+        holder = self._heard(request.fence, request.holding, now)
+        if holder is None:
+            return _lost(request.fence)
+        if holder.validating is None and (end := self.end) is not None:
+            return end
+        if not all(other.known for other in self._holders.values()):
+            return Wait()
+        if course.validation_due(self.state, self._plan):
+            return self._validate(holder)
+        return self._grant(holder, request)
+
+    def _validate(self, holder: Holder) -> Reply:
+        epoch = self.state.epoch
+        if all(other is holder or other.validating != epoch for other in self._holders.values()):
+            holder.validating = epoch
+            return Validate(epoch)
+        return Wait()
+
+    def _grant(self, holder: Holder, request: Acquire) -> Reply:
+        answer = self._board.ask(self.state, holder, request)
+        evict = tuple(sorted(answer.evict))
+        if not isinstance(answer, scheduling.Grant):
+            return Wait(evict)
+        return Grant(
+            epoch=self.state.epoch + 1,
+            bucket=answer.bucket,
+            evict=evict,
+            heads=self._heads_since(request.known),
+            known=self.state.number,
+            upcoming=self._board.upcoming(holder, request.cached),
+            edges_done=self.state.edges.get(self.state.epoch + 1, 0),
+        )
+
+    def _heads_since(self, known: int) -> tuple[tuple[PartitionKey, PartitionVersion], ...]:
+        heads = self.state.heads
+        return tuple((key, heads[key]) for key, number in self._changed.items() if number > known)
+
+    def _renew(self, request: Renew, now: float) -> Reply:
+        holder = self._heard(request.fence, request.holding, now)
+        if holder is None:
+            went_on = any(ended == request.fence for ended, _ in self.state.ended.values())
+            return Done() if went_on else _lost(request.fence)  # a commit overtook it
+        holder.edges = request.edges
+        return Done()
+
+    def _submit(self, request: Submit, now: float) -> Reply:
+        holder = self._holders.get(request.fence)
+        if holder is None:
+            ended = self.state.ended.get(request.worker)
+            repeated = ended is not None and ended[0] == request.fence
+            return Committed(ended[1]) if ended and repeated else _lost(request.fence)
+        trained = Holding(request.work.epoch, request.work.buckets)
+        if not holder.known and not self._adopt(holder, trained):
+            return self._refuse(request, FormatError("others have done what it did"))
+        before = self.state.present.files()
+        try:
+            delta = self._parameters.check(request.work) if self._parameters else None
+            following = self._run.commit(request.fence, request.work)
+        except FormatError as error:
+            return self._refuse(request, error)
+        self._retire(before, now)
+        self._refused.pop(holder.worker, None)
+        holder.deadline = now + self._ttl
+        self._count(request, holder, following, delta)
+        return Committed(following)
+
+    def _count(self, request: Submit, holder: Holder, following: int, delta: Any) -> None:
+        """Remember what a commit changed."""
+        work = request.work
+        del self._holders[request.fence]
+        self._holders[following] = holder
+        holder.holding = Holding(work.epoch)
+        self._board.commit(holder, work.buckets)
+        self._board.release(holder, request.released)
+        self._changed |= {head.key: self.state.number for head in work.partitions}
+        if self._parameters:
+            self._parameters.commit(request.fence, following, delta)
+        self._edges += work.edges
+        self._chronicle.commit(holder.worker, work)
+        if self.state.epoch == work.epoch:
+            self._end_epoch()
+
+    def _retire(self, before: set[FileRef], now: float) -> None:
+        """Remove files that the state no longer names, once nobody can be reading them."""
+        grace = self._ttl if self._ttl < math.inf else 0.0  # alone, there are no other readers
+        for ref in before - self.state.present.files():
+            self._retired.append((now + grace, ref))
+        kept = self.state.files()
+        while self._retired and self._retired[0][0] <= now:
+            _, ref = self._retired.popleft()
+            if ref not in kept:
+                self._run.remove(ref)
+
+    def _end_epoch(self) -> None:
+        self._board.end()
+        if self._parameters:
+            self._parameters.rebase(self._run)
+        self._run.collect_garbage()
+        self._chronicle.end_epoch(self.state)
+
+    def _refuse(self, request: Submit, error: FormatError) -> Reply:
+        """End the lease of a worker whose commit cannot be true; it may begin again."""
+        refused = self._refused[request.worker] = self._refused.get(request.worker, 0) + 1
+        self._end(request.fence, f"refused: {error}")
+        if refused >= _REFUSALS:
+            self._failure = Failed(FormatError.__name__, str(error))
+            return self._failure
+        return Lost(str(error))
+
+    def _evaluated(self, request: Evaluated, now: float) -> Reply:
+        holder = self._holders.get(request.fence)
+        if holder is None:
+            return _lost(request.fence)
+        holder.deadline = now + self._ttl
+        due = course.validation_due(self.state, self._plan)
+        if due and holder.validating == request.epoch == self.state.epoch:
+            metrics = {**request.metrics, "series": self._plan.series}
+            earlier = course.best(self.state, self._plan)
+            # The snapshot comes first: a crash in between only repeats the evaluation.
+            if earlier is None or metrics[course.METRIC] > earlier[course.METRIC]:
+                self._run.snapshot("best")
+            self._run.record_evaluation(request.epoch, metrics)
+            self._chronicle.evaluation(request.epoch, metrics)
+        holder.validating = None
+        return Done()
+
+    def _diverged(self, request: Diverged, now: float) -> Reply:
+        if request.fence not in self._holders:
+            return _lost(request.fence)
+        slower = course.may_slow_down(self.state, self._plan)
+        self._end(request.fence, f"diverged: {request.reason}", 0.5 if slower else 1.0)
+        if not slower:
+            self._failure = Failed(DivergenceError.__name__, request.reason)
+            return self._failure
+        self._chronicle.diverged(request.reason, self.state.rate)
+        return Lost("diverged; goes back to the last commit at half the learning rate")
+
+    def _give_back(self, request: GiveBack, now: float) -> Reply:
+        holder = self._holders.get(request.fence)
+        if holder is None:
+            return _lost(request.fence)
+        self._board.release(holder, request.released)
+        return Done()
+
+    def _leave(self, request: Release, now: float) -> Reply:
+        if request.fence in self._holders:
+            self._end(request.fence, "released")
+        return Done()
+
+    def _status(self, request: AskStatus, now: float) -> Reply:
+        return Status(self.status(now))
+
+    def _heard(self, fence: int, holding: Holding, now: float) -> Holder | None:
+        """Renew a lease, and learn what it has where that is not known."""
+        holder = self._holders.get(fence)
+        if holder is None:
+            return None
+        if not holder.known and not self._adopt(holder, holding):
+            self._end(fence, "what it has, others have or have done")
+            return None
+        holder.deadline = now + self._ttl
+        holder.holding = holding
+        return holder
+
+    def _adopt(self, holder: Holder, holding: Holding) -> bool:
+        """Let a worker that outlived an earlier coordinator keep what it has, if it can."""
+        holder.known = True
+        return self._board.adopt(self.state, holder, holding)
+
+    def _end(self, fence: int, reason: str, rate: float = 1.0) -> None:
+        lease = self.state.leases[fence]
+        self._run.expire(fence, reason, rate)
+        self._forget(fence)
+        self._chronicle.lease_ended(lease.worker, fence, reason)
+
+    def _forget(self, fence: int) -> None:
+        holder = self._holders.pop(fence, None)
+        if self._parameters:
+            self._parameters.drop(fence)
+        if holder is not None:
+            self._board.lose(holder)
+
+
+def _lost(fence: int) -> Lost:
+    return Lost(f"the lease with fence {fence} has ended")
+
+
+_OTHER_RUN = "worker {}: has another run file or graph than the coordinator; give all the same"
+_OTHER_START = "worker {0}: another of that name has started later; set BIGGRAPH_WORKER for each"

@@ -1,0 +1,116 @@
+"""The parameter server: what all workers together have made of the relation parameters.
+
+It keeps the committed parameters and, for each live lease, the *cumulative* delta since that lease
+began. A worker sees committed + the deltas of all other leases. A push that is lost or repeated
+does no harm, since the next one carries everything; a commit adds a delta for good, in the order of
+the log; a lost lease takes its delta with it. So relation parameters, with their optimizer state,
+count exactly once, and nothing here has to survive: base + committed deltas are in storage.
+
+Adagrad's state is a sum, so the states of several workers add up like the values do. Knows vectors
+and leases; nothing of relations, sockets or buckets.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from biggraph.dist.vector import flatten
+from biggraph.errors import FormatError
+from biggraph.storage.files import Arrays, FileRef
+from biggraph.storage.records import Work
+from biggraph.storage.relations import add_delta
+from biggraph.storage.run import RunDirectory
+
+
+class ParameterServer:
+    """Sums up what leases do. Safe to use from several threads.
+
+    Args:
+        arrays: the committed parameters, values and optimizer state.
+        read: reads a file of a commit.
+    """
+
+    def __init__(self, arrays: Arrays, read: Callable[[FileRef], Arrays]) -> None:
+        self._committed = {name: array.copy() for name, array in arrays.items()}
+        self._read = read
+        self._deltas: dict[int, Tensor | None] = {}  # None: nothing pushed yet
+        self._lock = threading.Lock()
+        self.exchanges = 0
+
+    def arrays(self) -> Arrays:
+        """Return a copy of the committed parameters."""
+        with self._lock:
+            return {name: array.copy() for name, array in self._committed.items()}
+
+    def begin(self, fence: int) -> None:
+        """Take deltas of a lease from now on."""
+        with self._lock:
+            self._deltas.setdefault(fence, None)
+
+    def exchange(self, header: dict[str, Any], delta: Tensor) -> tuple[dict[str, Any], Tensor]:
+        """Take a lease's cumulative delta, and return everything but that.
+
+        Args:
+            header: {"fence": of the lease}.
+            delta: float32 [n], or empty to look only.
+
+        Returns:
+            header: {"live": whether the lease is; if not, its delta was not taken}.
+            view: committed parameters + deltas of all other leases, float32 [n].
+
+        Raises:
+            FormatError: a vector of another size.
+        """
+        fence, size = header.get("fence"), sum(a.size for a in self._committed.values())
+        if delta.numel() not in (0, size):
+            raise FormatError(f"{delta.numel():,} relation parameters, expected {size:,}")
+        with self._lock:
+            self.exchanges += 1
+            live = isinstance(fence, int) and fence in self._deltas
+            if isinstance(fence, int) and live and delta.numel():
+                self._deltas[fence] = delta.clone()
+            view = flatten(self._committed)
+            for other in sorted(self._deltas.keys() - {fence}):
+                if (pushed := self._deltas[other]) is not None:
+                    view += pushed
+        return {"live": live}, view
+
+    def check(self, work: Work) -> Arrays:
+        """Return the delta of a commit.
+
+        Raises:
+            FormatError: there is none, its file is damaged, has other shapes or is not finite.
+        """
+        if work.delta is None or work.relations is not None:
+            raise FormatError("a commit among several workers brings a delta, and nothing else")
+        try:
+            delta = self._read(work.delta)
+        except FileNotFoundError:
+            raise FormatError(f"{work.delta.path}: missing") from None
+        expected = {name: array.shape for name, array in self._committed.items()}
+        if {name: array.shape for name, array in delta.items()} != expected:
+            raise FormatError(f"{work.delta.path}: not the relation parameters of this run")
+        if not bool(torch.isfinite(flatten(delta)).all()):
+            raise FormatError(f"{work.delta.path}: not finite")
+        return delta
+
+    def commit(self, fence: int, following: int, delta: Arrays) -> None:
+        """Count a lease's delta for good; its worker goes on under another lease."""
+        with self._lock:
+            self._deltas.pop(fence, None)
+            self._deltas[following] = None
+            add_delta(self._committed, delta, f"lease {fence}")
+
+    def drop(self, fence: int) -> None:
+        """Forget a lease."""
+        with self._lock:
+            self._deltas.pop(fence, None)
+
+    def rebase(self, run: RunDirectory) -> None:
+        """Write the committed parameters as the new base; raises StorageError."""
+        run.rebase(self.arrays())

@@ -1,0 +1,175 @@
+"""Who keeps the relation parameters: the worker itself, or a parameter server for all workers.
+
+Knows parameters and files; nothing of leases, buckets or sockets.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from biggraph.dist.vector import add_to, flatten, set_to, unflatten
+from biggraph.errors import DivergenceError, LinkLost, RemoteError
+from biggraph.model.relations import RelationParameters
+from biggraph.storage.files import Arrays, FileRef
+from biggraph.storage.relations import write_relations
+from biggraph.storage.store import DiskStore
+
+
+class Keeper(Protocol):
+    """Keeps the relation parameters of one worker in step with those of the run."""
+
+    def begin(self, fence: int) -> None:
+        """Set the parameters to those of the run, under a new lease."""
+        ...
+
+    def save(self, store: DiskStore) -> tuple[FileRef | None, FileRef | None]:
+        """Write what a commit needs: the parameters as they are, or what is to be added to them."""
+        ...
+
+    def committed(self, fence: int) -> None:
+        """What was saved counts; the lease goes on with this fence."""
+        ...
+
+    def end(self) -> None:
+        """The run is finished: set the parameters to those of the run."""
+        ...
+
+
+class OwnParameters:
+    """The parameters of a run with one worker: nobody else changes them.
+
+    Args:
+        parameters: in use; those of a run that has committed nothing.
+        committed: reads the last commit's, {} before the first.
+    """
+
+    def __init__(self, parameters: RelationParameters, committed: Callable[[], Arrays]) -> None:
+        self._parameters, self._committed = parameters, committed
+        self._initial = {name: array.copy() for name, array in parameters.arrays().items()}
+
+    def begin(self, fence: int) -> None:
+        """Set the parameters to those of the last commit; raises FormatError if damaged."""
+        self._parameters.load(self._committed() or self._initial)
+
+    def save(self, store: DiskStore) -> tuple[FileRef | None, FileRef | None]:
+        """Write all parameters; raises StorageError where the file system refuses."""
+        return write_relations(store.place, store.fence, self._parameters.arrays()), None
+
+    def committed(self, fence: int) -> None:
+        """Do nothing: the parameters in use are those of the run."""
+
+    def end(self) -> None:
+        """Do nothing, as in `committed`."""
+
+
+class Exchange(Protocol):
+    """Sends a header and a vector to the parameter server, and returns its answer."""
+
+    def __call__(
+        self, header: dict[str, Any], vector: Tensor, *, patient: bool
+    ) -> tuple[dict[str, Any], Tensor]:
+        """Try until it succeeds if `patient`, else once; raises LinkLost."""
+        ...
+
+
+class SharedParameters:
+    """One worker's copy of parameters that a `ParameterServer` keeps for several.
+
+    The copy is `reference` + what this worker did since its lease began; `reference` is the
+    server's view without that. An exchange replaces the reference, and adds the difference to the
+    copy in use rather than replacing it, so that steps taken meanwhile are not lost.
+
+    Args:
+        parameters: in use by the training threads.
+        exchange: with the parameter server; raises LinkLost.
+        every_s: seconds between two exchanges in the background.
+    """
+
+    def __init__(
+        self, parameters: RelationParameters, exchange: Exchange, every_s: float
+    ) -> None:
+        self._parameters, self._exchange, self._every_s = parameters, exchange, every_s
+        self._arrays = parameters.arrays()
+        self._turn = threading.Lock()  # one exchange, save or begin at a time
+        self._reference = flatten(self._arrays)
+        self._saved: Tensor | None = None  # the copy as it was saved, until that counts
+        self._fence = 0
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.lost = 0  # exchanges that did not come about
+
+    def start(self) -> None:
+        """Exchange in the background from now on."""
+        self._thread = threading.Thread(target=self._loop, name="parameters", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop exchanging."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def begin(self, fence: int) -> None:
+        """Set the copy to the server's view; raises LinkLost."""
+        with self._turn:
+            self._fence, self._saved = fence, None
+            self._pull()
+
+    def exchange(self) -> None:
+        """Push what this worker did, pull what others did; raises LinkLost."""
+        with self._turn:
+            if self._saved is not None or not self._fence:
+                return  # between save and commit, the copy is both the worker's and the run's
+            with self._parameters.lock:
+                delta = flatten(self._arrays) - self._reference
+            answer, view = self._exchange({"fence": self._fence}, delta, patient=False)
+            if not answer.get("live"):
+                return
+            view = view.clone()
+            with self._parameters.lock:
+                add_to(self._arrays, view - self._reference)
+            self._reference = view
+
+    def save(self, store: DiskStore) -> tuple[FileRef | None, FileRef | None]:
+        """Write what this worker did since its lease began.
+
+        Raises:
+            DivergenceError: it is not finite.
+            StorageError: the file system refused.
+        """
+        with self._turn:
+            self._saved = flatten(self._arrays)
+            delta = self._saved - self._reference
+            if not bool(torch.isfinite(delta).all()):
+                raise DivergenceError("relation parameters are not finite; the last commit is kept")
+            arrays = unflatten(delta, self._arrays)
+            return None, write_relations(store.place, store.fence, arrays)
+
+    def committed(self, fence: int) -> None:
+        """What was saved is part of the run now, so it is part of the reference."""
+        with self._turn:
+            assert self._saved is not None
+            self._reference, self._saved, self._fence = self._saved, None, fence
+
+    def end(self) -> None:
+        """Set the copy to the server's view; raises LinkLost."""
+        with self._turn:
+            self._pull()
+
+    def _pull(self) -> None:
+        _, view = self._exchange({"fence": self._fence}, torch.empty(0), patient=True)
+        self._reference = view.clone()
+        with self._parameters.lock:
+            set_to(self._arrays, self._reference)
+
+    def _loop(self) -> None:
+        while not self._stop.wait(self._every_s):
+            try:
+                self.exchange()
+            except (LinkLost, RemoteError):
+                self.lost += 1  # the next one carries everything

@@ -1,0 +1,166 @@
+"""The coordinator as a worker far away sees it: calls that survive its death and its moves.
+
+A call that gets no answer is sent again, to wherever the endpoint says by then; requests may be
+repeated. Knows how to reach the coordinator; nothing of what is said.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from biggraph.dist.endpoint import Endpoint
+from biggraph.dist.mailbox import MailboxLink
+from biggraph.dist.messages import Identity
+from biggraph.dist.pairs import PairClient
+from biggraph.dist.protocol import Connect, Reply, Request, decode_reply, encode
+from biggraph.errors import LinkLost, RemoteError
+
+_PAUSE_S = 0.2  # between two attempts
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a worker waits.
+
+    Args:
+        answer_s: for an answer, before it asks again.
+        coordinator_s: for any coordinator, before it gives up.
+    """
+
+    answer_s: float = 10.0
+    coordinator_s: float = 600.0
+
+
+class RemoteCoordinator:
+    """Calls to the coordinator of a run. Safe to use from several threads.
+
+    Args:
+        find: reads where the coordinator is, None where none has started yet.
+        secret: of the job.
+        worker: name of this worker.
+        incarnation: rises with every start of a worker of this name.
+        patience: how long to wait.
+        sleep: waits so many seconds.
+    """
+
+    def __init__(
+        self,
+        find: Callable[[], Endpoint | None],
+        secret: bytes,
+        worker: str,
+        incarnation: int,
+        patience: Patience = Patience(),
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._find, self._secret = find, secret
+        self._worker, self._incarnation = worker, incarnation
+        self._patience, self._sleep = patience, sleep
+        self._lock = threading.Lock()
+        self._line: tuple[Endpoint, Identity, MailboxLink] | None = None
+        self._pair: tuple[Endpoint, PairClient] | None = None
+        self.attempts = 0
+
+    def __call__(self, request: Request) -> Reply:
+        """Return the answer to a request, however often it has to be sent.
+
+        Raises:
+            LinkLost: no coordinator has answered for too long.
+        """
+        body = encode(request)
+        return decode_reply(self._patiently(lambda: self._call(body)))
+
+    def exchange(
+        self, header: dict[str, Any], vector: Tensor, *, patient: bool
+    ) -> tuple[dict[str, Any], Tensor]:
+        """Exchange vectors with the parameter server; by one thread at a time.
+
+        Args:
+            header: JSON values.
+            vector: float32 [n].
+            patient: try until it succeeds, not once.
+
+        Raises:
+            LinkLost: the only attempt failed, or no coordinator has answered for too long.
+        """
+        if not patient:
+            return self._exchange(header, vector)
+        answer: tuple[dict[str, Any], Tensor] = self._patiently(
+            lambda: self._exchange(header, vector)
+        )
+        return answer
+
+    def close(self) -> None:
+        """End the lines."""
+        with self._lock:
+            self._drop()
+
+    def _patiently(self, attempt: Callable[[], Any]) -> Any:
+        deadline = time.monotonic() + self._patience.coordinator_s
+        while True:
+            try:
+                return attempt()
+            except (LinkLost, RemoteError) as error:
+                self.attempts += 1
+                if time.monotonic() > deadline:
+                    raise LinkLost(
+                        f"no coordinator has answered for {self._patience.coordinator_s:g} s "
+                        f"({error}); start one with `biggraph coordinator` and this worker again"
+                    ) from error
+            self._sleep(_PAUSE_S)
+
+    def _call(self, body: dict[str, Any]) -> dict[str, Any]:
+        endpoint, _, link = self._reach()
+        try:
+            return link.call(body, self._patience.answer_s)
+        except LinkLost:
+            self._leave(endpoint)
+            raise
+
+    def _reach(self) -> tuple[Endpoint, Identity, MailboxLink]:
+        """Return the line to the coordinator, a new one if it has moved."""
+        with self._lock:
+            if self._line is None:
+                endpoint = self._find()
+                if endpoint is None:
+                    raise LinkLost("no coordinator has started yet")
+                identity = Identity(self._secret, endpoint.job, self._worker, self._incarnation)
+                self._line = (endpoint, identity, MailboxLink(identity, endpoint))
+            return self._line
+
+    def _leave(self, endpoint: Endpoint) -> None:
+        """Give up a line on which nobody answers, if the coordinator may be elsewhere by now."""
+        found = self._find()
+        with self._lock:
+            if self._line is not None and self._line[0] == endpoint and found != endpoint:
+                self._drop()
+
+    def _drop(self) -> None:
+        if self._line is not None:
+            self._line[2].close()
+        if self._pair is not None:
+            self._pair[1].close()
+        self._line, self._pair = None, None
+
+    def _exchange(self, header: dict[str, Any], vector: Tensor) -> tuple[dict[str, Any], Tensor]:
+        endpoint, identity, _ = self._reach()
+        if self._pair is None or self._pair[0] != endpoint:
+            self._pair = (endpoint, self._join(endpoint, identity))
+        try:
+            return self._pair[1].exchange(header, vector, self._patience.answer_s)
+        except LinkLost:
+            self._pair = None
+            raise
+
+    def _join(self, endpoint: Endpoint, identity: Identity) -> PairClient:
+        key = f"{self._worker}-{uuid.uuid4().hex}"
+        self._call(encode(Connect(key)))
+        pair = PairClient(identity, endpoint, key)
+        pair.join(self._patience.answer_s)
+        return pair

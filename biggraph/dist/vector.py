@@ -1,0 +1,48 @@
+"""Named float32 arrays as one flat vector and back, in the order of their names.
+
+Knows nothing of what the arrays are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from biggraph.storage.files import Arrays
+
+
+def flatten(arrays: Mapping[str, NDArray[np.float32]]) -> Tensor:
+    """Return a copy of all arrays as one vector [n]."""
+    parts = [arrays[name].reshape(-1) for name in sorted(arrays)]
+    return torch.from_numpy(np.concatenate(parts, dtype=np.float32))
+
+
+def unflatten(vector: Tensor, like: Mapping[str, NDArray[np.float32]]) -> Arrays:
+    """Return views of a vector with the names and shapes of `like`."""
+    return dict(_slices(vector, like))
+
+
+def add_to(arrays: Mapping[str, NDArray[np.float32]], vector: Tensor) -> None:
+    """Add a vector to arrays, in place."""
+    for name, part in _slices(vector, arrays):
+        arrays[name] += part
+
+
+def set_to(arrays: Mapping[str, NDArray[np.float32]], vector: Tensor) -> None:
+    """Set arrays to a vector, in place."""
+    for name, part in _slices(vector, arrays):
+        arrays[name][...] = part
+
+
+def _slices(
+    vector: Tensor, like: Mapping[str, NDArray[np.float32]]
+) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    flat, start = vector.numpy(), 0
+    for name in sorted(like):
+        stop = start + like[name].size
+        yield name, flat[start:stop].reshape(like[name].shape)
+        start = stop

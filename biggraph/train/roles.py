@@ -1,0 +1,229 @@
+"""The two roles of a cluster: what a coordinator and what a worker is made of, and their lives.
+
+Knows how parts are put together for several processes; nothing of how they start each other.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from biggraph.config import Config
+from biggraph.dist.endpoint import (
+    ENDPOINT_FILE,
+    Endpoint,
+    encode_endpoint,
+    find_secret,
+    parse_endpoint,
+    require_secret_beyond_loopback,
+)
+from biggraph.dist.parameter_server import ParameterServer
+from biggraph.dist.parameters import SharedParameters
+from biggraph.dist.remote import Patience, RemoteCoordinator
+from biggraph.dist.service import Service
+from biggraph.dist.session import LeaseLostError, Session
+from biggraph.errors import BigGraphError, LinkLost
+from biggraph.log import MetricsLog, Reporter
+from biggraph.storage.files import read_arrays
+from biggraph.storage.opening import open_place
+from biggraph.storage.place import Place
+from biggraph.storage.records import InitFacts
+from biggraph.storage.run import RunDirectory, read_facts
+from biggraph.train.build import (
+    WorkerParts,
+    build_coordinator,
+    build_trainer,
+    open_metrics,
+    open_run,
+)
+from biggraph.train.checks import required_paths
+from biggraph.train.ground import Ground
+from biggraph.train.trainer import Trainer, TrainResult, Validation
+
+WORKER_VARIABLE = "BIGGRAPH_WORKER"
+
+_LOOK_S = 0.2  # between two looks for a coordinator
+_RENEWALS = 6  # within the time after which a lease expires
+
+
+@dataclass
+class CoordinatorRole:
+    """An opened coordinator. Made by `open`."""
+
+    service: Service
+    directory: RunDirectory
+    endpoint: Endpoint
+    reporter: Reporter
+    epochs: int
+
+    @classmethod
+    def open(cls, config: Config, *, restart: bool, reporter: Reporter) -> CoordinatorRole:
+        """Create or resume the run, listen, and say where in the run directory.
+
+        Raises:
+            ConfigError: the run file does not fit, or there is no secret where one is needed.
+            StorageError: the run is another's, or the address cannot be used.
+            FormatError: graph or run are damaged.
+        """
+        ground = Ground.of(config)
+        _, path = required_paths(config)
+        directory = open_run(ground, restart=restart)
+        try:
+            cluster = config.cluster
+            secret = find_secret(path, cluster.secret_file, create=True)
+            require_secret_beyond_loopback(cluster.bind, secret)
+            service = _build_service(ground, directory, reporter)
+            endpoint = service.open(secret.key, ground.fingerprint[:16], cluster.bind, cluster.port)
+            directory.place.replace(ENDPOINT_FILE, encode_endpoint(endpoint))
+        except BaseException:
+            directory.close()
+            raise
+        reporter.say(f"coordinator listens on {endpoint.host}:{endpoint.port}")
+        return cls(service, directory, endpoint, reporter, config.train.epochs)
+
+    def run(self, stop: threading.Event) -> TrainResult | None:
+        """Serve until the run is finished; None where `stop` was set before.
+
+        Raises:
+            BigGraphError: the run has failed.
+        """
+        finished = self.service.run(stop, self._show)
+        if finished is None:
+            return None
+        edges = self.service.edges
+        return TrainResult(finished.epochs, edges, finished.best, finished.stopped_early)
+
+    def close(self) -> None:
+        """Stop listening and let others write the run."""
+        self.service.close()
+        self.directory.close()
+
+    def _show(self, status: dict[str, Any]) -> None:
+        epoch = min(status["epoch"] + 1, self.epochs)
+        edges = status["edges_done"] + sum(w["edges"] for w in status["workers"])
+        note = f"{status['edges_per_s']:,.0f} edges/s  {len(status['workers'])} workers"
+        self.reporter.advance(f"epoch {epoch}/{self.epochs}", edges, status["edges"], note)
+
+
+def _build_service(ground: Ground, directory: RunDirectory, reporter: Reporter) -> Service:
+    place = directory.place
+    if directory.state.relations is None:
+        directory.rebase(ground.model().arrays())  # deltas need something to be added to
+    parameters = ParameterServer(directory.relations(), lambda ref: read_arrays(place, ref)[0])
+    coordinator = build_coordinator(
+        ground,
+        directory,
+        open_metrics(ground, directory.state),
+        reporter,
+        ttl=ground.config.cluster.lease_ttl,
+        parameters=parameters,
+    )
+    coordinator.start(time.monotonic())
+    return Service(coordinator, parameters)
+
+
+@dataclass
+class WorkerRole:
+    """An opened worker. Made by `open`."""
+
+    trainer: Trainer
+    session: Session
+    parameters: SharedParameters
+    remote: RemoteCoordinator
+
+    @classmethod
+    def open(
+        cls, config: Config, *, name: str, reporter: Reporter, validate: Validation | None
+    ) -> WorkerRole:
+        """Find the run and its coordinator, waiting for them if need be.
+
+        Raises:
+            ConfigError: the run file does not fit its graph, or there is no secret.
+            LinkLost: no coordinator appeared in time.
+            FormatError: graph or run are damaged.
+        """
+        ground = Ground.of(config)
+        _, path = required_paths(config)
+        place, patience = open_place(path), Patience(coordinator_s=config.cluster.wait)
+        facts = _wait_for_run(place, patience.coordinator_s)
+        secret = find_secret(path, config.cluster.secret_file, create=False).key
+        started = time.time_ns()
+        remote = RemoteCoordinator(lambda: find_endpoint(place), secret, name, started, patience)
+        session = Session(remote, name, started, ground.fingerprint, ground.needs)
+        model = ground.model()
+        parameters = SharedParameters(model.parameters, remote.exchange, config.cluster.sync_every)
+        metrics = MetricsLog(path / f"metrics-{quote(name, safe='')}.jsonl")
+        metrics.repair()
+        metrics.write("start", worker=name)
+        parts = WorkerParts(model, facts, place, metrics, reporter)
+        trainer = build_trainer(ground, parts, session, parameters, validate, together=False)
+        return cls(trainer, session, parameters, remote)
+
+    def run(self) -> TrainResult:
+        """Train until the run is finished; raises as `Trainer.run`."""
+        ended = threading.Event()
+        renewals = threading.Thread(target=self._renew, args=(ended,), name="renew", daemon=True)
+        renewals.start()
+        self.parameters.start()
+        try:
+            return self.trainer.run()
+        finally:
+            ended.set()
+            self.parameters.close()
+
+    def close(self) -> None:
+        """Stop background threads and leave the coordinator."""
+        self.trainer.close()
+        self.remote.close()
+
+    def _renew(self, ended: threading.Event) -> None:
+        """Say that this worker is alive, often enough to keep its lease."""
+        while not ended.wait(min(self.session.ttl_s, 60.0) / _RENEWALS):
+            fence = self.session.fence
+            if not fence:
+                continue
+            try:
+                self.session.renew(self.trainer.progress.running)
+            except LeaseLostError:
+                if self.session.fence == fence:  # else it has begun again already
+                    self.trainer.abandon()
+            except BigGraphError:
+                continue  # what is wrong will show in the loop
+
+
+def worker_name() -> str:
+    """Return the name of the worker in this process: given by its environment, or made up."""
+    return os.environ.get(WORKER_VARIABLE) or f"{socket.gethostname()}-{os.getpid()}"
+
+
+def find_endpoint(place: Place) -> Endpoint | None:
+    """Return where the coordinator of a run is, None where none has started yet.
+
+    Raises:
+        FormatError: the file that says so is damaged.
+    """
+    try:
+        data = place.read(ENDPOINT_FILE)
+    except FileNotFoundError:
+        return None
+    return parse_endpoint(data, place.where(ENDPOINT_FILE))
+
+
+def _wait_for_run(place: Place, wait_s: float) -> InitFacts:
+    """Return the facts of a run that its coordinator may still have to begin."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        facts, endpoint = read_facts(place), find_endpoint(place)
+        if facts is not None and endpoint is not None:
+            return facts
+        if time.monotonic() > deadline:
+            raise LinkLost(
+                f"{place}: no coordinator has begun this run for {wait_s:g} s; start one with "
+                "`biggraph coordinator`, with the same run file"
+            )
+        time.sleep(_LOOK_S)
