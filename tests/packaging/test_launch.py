@@ -1,17 +1,9 @@
-"""The launch scripts, with executables on PATH that record how they were called.
+"""The launch scripts: what they start, with what, and what they do when it ends."""
 
-The fake `biggraph` follows a plan, one word a start: an exit status, `run` (until SIGTERM, then
-130) or `finish` (until the test says that the run is finished, then 0; SIGTERM: 130).
-"""
-
-import contextlib
 import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,154 +11,6 @@ import pytest
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 NAMES = ["launch_ssh.sh", "launch_torchrun.sh", "launch_slurm.sh"]
 SECRET = "0123456789secret"
-PATIENCE = 30.0  # seconds until a test gives up
-
-RECORD = """\
-#!/bin/sh
-# record NAME: makes $FAKE/NAME.<n> with the arguments and the environment, and sets $calls.
-record() {
-    name=$1; shift; calls=1
-    until mkdir "$FAKE/$name.$calls" 2>/dev/null; do calls=$((calls + 1)); done
-    printf '%s\\n' "$@" >"$FAKE/$name.$calls/args.tmp"
-    env >"$FAKE/$name.$calls/env"
-    mv "$FAKE/$name.$calls/args.tmp" "$FAKE/$name.$calls/args"
-}
-"""
-
-FAKES = {
-    "biggraph": """
-role=$1
-if [ "$role" = worker ]; then
-    record "worker-$BIGGRAPH_WORKER" "$@"
-    plan=${FAKE_WORKER:-finish}
-else
-    record "$role" "$@"
-    plan=${FAKE_COORDINATOR:-finish}
-fi
-set -- $plan
-while [ "$calls" -gt 1 ] && [ $# -gt 1 ]; do shift; calls=$((calls - 1)); done
-case $1 in
-    run | finish)
-        trap 'exit 130' TERM
-        while [ "$1" = run ] || [ ! -e "$FAKE/finished" ]; do sleep 0.05; done ;;
-    *) exit "$1" ;;
-esac
-""",
-    "ssh": """
-record ssh "$@"
-while [ "$1" != -- ]; do shift; done
-shift 2
-unset BIGGRAPH_SECRET
-exec sh -c "$1"
-""",
-    "torchrun": """
-record "torchrun-${BIGGRAPH_WORKER:-coordinator}" "$@"
-while [ "$1" != -m ]; do shift; done
-shift
-"$@" & child=$!
-trap 'kill -TERM $child' TERM
-status=0; wait $child || status=$?
-[ $status -le 128 ] || { status=0; wait $child || status=$?; }
-exit $status
-""",
-    "srun": """
-record srun "$@"
-tasks=1
-while :; do
-    case $1 in
-        --ntasks=*) tasks=${1#--ntasks=}; shift ;;
-        --*) shift ;;
-        *) break ;;
-    esac
-done
-children=
-trap 'for child in $children; do kill -TERM "-$child" 2>/dev/null; done' TERM
-while [ "$tasks" -gt 0 ]; do
-    tasks=$((tasks - 1))
-    SLURM_PROCID=$tasks setsid "$@" & children="$children $!"
-done
-result=0
-for child in $children; do
-    while :; do
-        status=0; wait "$child" || status=$?
-        kill -0 "$child" 2>/dev/null || break
-    done
-    [ "$status" -le "$result" ] || result=$status
-done
-exit $result
-""",
-}
-
-
-@dataclass
-class Stage:
-    """A folder with a run file, a hosts file, the fakes and what they recorded."""
-
-    root: Path
-    processes: list[subprocess.Popen[str]]
-
-    def calls(self, name: str) -> list[Path]:
-        return sorted(path.parent for path in self.root.glob(f"fake/{name}.*/args"))
-
-    def args(self, call: Path) -> list[str]:
-        return (call / "args").read_text().splitlines()
-
-    def env(self, call: Path) -> dict[str, str]:
-        lines = (call / "env").read_text().splitlines()
-        return dict(line.split("=", 1) for line in lines if "=" in line)
-
-    def start(self, *command: str, **env: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [str(SCRIPTS / command[0]), *command[1:]],
-            cwd=self.root,
-            env={
-                **{k: v for k, v in os.environ.items() if not k.startswith("SLURM")},
-                "PATH": f"{self.root / 'bin'}:{os.environ['PATH']}",
-                "FAKE": str(self.root / "fake"),
-                "HOME": str(self.root / "home"),
-                **env,
-            },
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        self.processes.append(process)
-        return process
-
-    def finish(self) -> None:
-        (self.root / "fake/finished").touch()
-
-
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.02)
-
-
-def end(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Return a launcher's status and messages once it ended by itself."""
-    _, errors = process.communicate(timeout=PATIENCE)
-    return process.returncode, errors
-
-
-@pytest.fixture
-def stage(tmp_path: Path) -> Iterator[Stage]:
-    for folder in ("bin", "fake", "home"):
-        (tmp_path / folder).mkdir()
-    for name, text in FAKES.items():
-        path = tmp_path / "bin" / name
-        path.write_text(RECORD + text)
-        path.chmod(0o755)
-    (tmp_path / "run.toml").touch()
-    (tmp_path / "hosts").write_text("# two machines\nnode1 2\nnode2  # one worker\n\n")
-    stage = Stage(tmp_path, [])
-    yield stage
-    stage.finish()
-    for process in stage.processes:
-        with process, contextlib.suppress(ProcessLookupError):  # most ended by themselves
-            os.killpg(process.pid, signal.SIGKILL)
 
 
 def ssh(*rest: str) -> tuple[str, ...]:
@@ -211,30 +55,30 @@ def test_help_names_every_option(name: str) -> None:
     ],
 )
 def test_a_mistake_starts_nothing_and_is_named(
-    stage: Stage, command: tuple[str, ...], env: dict[str, str], message: str
+    stage, command: tuple[str, ...], env: dict[str, str], message: str
 ) -> None:
-    status, errors = end(stage.start(*command, **env))
+    status, errors = stage.end(stage.start(*command, **env))
     assert status == 2
     assert message in errors
     assert list(stage.root.glob("fake/*")) == []
 
 
 @pytest.mark.parametrize("line", ["-oProxyCommand=touch${IFS}x", "node1 two", "node1 2 3"])
-def test_an_odd_hosts_file_is_refused(stage: Stage, line: str) -> None:
+def test_an_odd_hosts_file_is_refused(stage, line: str) -> None:
     (stage.root / "hosts").write_text(f"node0\n{line}\n")
-    assert end(stage.start(*ssh()))[0] == 2
+    assert stage.end(stage.start(*ssh()))[0] == 2
     assert list(stage.root.glob("fake/*")) == []
 
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("kind", LAUNCHES)
-def test_a_run_starts_all_and_ends_with_the_coordinator(stage: Stage, kind: str) -> None:
+def test_a_run_starts_all_and_ends_with_the_coordinator(stage, kind: str) -> None:
     command, env, workers = LAUNCHES[kind]
     process = stage.start(*command, **env)
-    wait_for(lambda: len(stage.calls("worker-*")) == workers, "the workers")
-    wait_for(lambda: len(stage.calls("coordinator")) == 1, "the coordinator")
+    stage.wait_for_calls("worker-*", workers)
+    stage.wait_for_calls("coordinator", 1)
     stage.finish()
-    status, errors = end(process)
+    status, errors = stage.end(process)
     assert status == 0, errors
     calls = [*stage.calls("worker-*"), *stage.calls("coordinator")]
     assert all("run.toml" in stage.args(c) and "train.epochs=2" in stage.args(c) for c in calls)
@@ -246,44 +90,31 @@ def test_a_run_starts_all_and_ends_with_the_coordinator(stage: Stage, kind: str)
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("kind", LAUNCHES)
-def test_sigterm_reaches_every_process(stage: Stage, kind: str) -> None:
+def test_sigterm_reaches_every_process(stage, kind: str) -> None:
     command, env, workers = LAUNCHES[kind]
     process = stage.start(*command, **env, FAKE_WORKER="run", FAKE_COORDINATOR="run")
     everyone = workers + 1
-    wait_for(
+    stage.wait_for(
         lambda: len([*stage.calls("worker-*"), *stage.calls("coordinator")]) == everyone, "all"
     )
     if kind == "slurm":  # Slurm signals the steps itself, every process of them
         os.killpg(process.pid, signal.SIGTERM)
     else:
         process.terminate()
-    status, errors = end(process)
+    status, errors = stage.end(process)
     assert status == 130, errors
     assert len([*stage.calls("worker-*"), *stage.calls("coordinator")]) == everyone
-    wait_for(lambda: not alive_in(stage.root), "the children's end")
-
-
-def alive_in(root: Path) -> list[str]:
-    """Return the fakes of this test that still run."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            command = process.read_bytes().replace(b"\0", b" ").decode()
-        except OSError:  # it ended meanwhile
-            continue
-        if f"{root}/bin/" in command:
-            found.append(command)
-    return found
+    stage.wait_for(lambda: not stage.alive(), "the children's end")
 
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("kind", ["ssh", "slurm"])
-def test_a_crashed_worker_is_started_again_under_its_name(stage: Stage, kind: str) -> None:
+def test_a_crashed_worker_is_started_again_under_its_name(stage, kind: str) -> None:
     command, env, workers = LAUNCHES[kind]
     process = stage.start(*command, **env, FAKE_WORKER="7 137 finish")
-    wait_for(lambda: len(stage.calls("worker-*")) == 3 * workers, "the third starts")
+    stage.wait_for_calls("worker-*", 3 * workers)
     stage.finish()
-    status, errors = end(process)
+    status, errors = stage.end(process)
     assert status == 0, errors
     assert len({stage.env(c)["BIGGRAPH_WORKER"] for c in stage.calls("worker-*")}) == workers
     assert len(stage.calls("coordinator")) == 1
@@ -291,54 +122,54 @@ def test_a_crashed_worker_is_started_again_under_its_name(stage: Stage, kind: st
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("kind", ["ssh", "slurm"])
-def test_a_crashed_coordinator_is_started_again(stage: Stage, kind: str) -> None:
+def test_a_crashed_coordinator_is_started_again(stage, kind: str) -> None:
     command, env, workers = LAUNCHES[kind]
     process = stage.start(*command, **env, FAKE_COORDINATOR="9 finish")
-    wait_for(lambda: len(stage.calls("coordinator")) == 2, "the second coordinator")
-    wait_for(lambda: len(stage.calls("worker-*")) == workers, "the workers")
+    stage.wait_for_calls("coordinator", 2)
+    stage.wait_for_calls("worker-*", workers)
     stage.finish()
-    assert end(process)[0] == 0
+    assert stage.end(process)[0] == 0
 
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("kind", ["ssh", "slurm"])
-def test_restarts_are_bounded_and_the_cluster_then_ends(stage: Stage, kind: str) -> None:
+def test_restarts_are_bounded_and_the_cluster_then_ends(stage, kind: str) -> None:
     command, env, workers = LAUNCHES[kind]
     bounded = (command[0], "--max-restarts", "2", *command[1:])
-    status, errors = end(stage.start(*bounded, **env, FAKE_WORKER="7"))
+    status, errors = stage.end(stage.start(*bounded, **env, FAKE_WORKER="7"))
     assert status != 0
     assert "no restarts left" in errors
     assert len(stage.calls("worker-*")) == 3 * workers
-    assert not alive_in(stage.root)
+    assert not stage.alive()
 
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("mistaken", ["worker", "coordinator"])
 @pytest.mark.parametrize("kind", LAUNCHES)
-def test_a_mistake_in_the_run_file_is_not_repeated(stage: Stage, kind: str, mistaken: str) -> None:
+def test_a_mistake_in_the_run_file_is_not_repeated(stage, kind: str, mistaken: str) -> None:
     command, env, _ = LAUNCHES[kind]
     plans = {"FAKE_WORKER": "run", "FAKE_COORDINATOR": "run", f"FAKE_{mistaken.upper()}": "2"}
-    status, _ = end(stage.start(*command, **env, **plans))
+    status, _ = stage.end(stage.start(*command, **env, **plans))
     assert status != 0
     calls = stage.calls(f"{mistaken}*")
     assert calls
     assert all(call.suffix == ".1" for call in calls)
-    wait_for(lambda: not alive_in(stage.root), "the end of the others")
+    stage.wait_for(lambda: not stage.alive(), "the end of the others")
 
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("given", [SECRET, None])
-def test_ssh_passes_the_secret_on_no_command_line(stage: Stage, given: str | None) -> None:
+def test_ssh_passes_the_secret_on_no_command_line(stage, given: str | None) -> None:
     env = {} if given is None else {"BIGGRAPH_SECRET": given}
     process = stage.start(*ssh(), **env)
-    wait_for(lambda: len(stage.calls("worker-*")) == 3, "the workers")
-    wait_for(lambda: len(stage.calls("coordinator")) == 1, "the coordinator")
+    stage.wait_for_calls("worker-*", 3)
+    stage.wait_for_calls("coordinator", 1)
     members = [*stage.calls("worker-*"), *stage.calls("coordinator")]
     (secret,) = {stage.env(call)["BIGGRAPH_SECRET"] for call in members}
     assert secret == given or (given is None and len(secret) == 64)
     assert secret not in command_lines(process.pid)
     stage.finish()
-    end(process)
+    stage.end(process)
     assert all(secret not in path.read_text() for path in stage.root.glob("fake/*/args"))
     assert all("BIGGRAPH_SECRET" not in stage.env(call) for call in stage.calls("ssh"))
 
@@ -353,20 +184,20 @@ def command_lines(session: int) -> str:
 
 
 @pytest.mark.multiprocess
-def test_ssh_quotes_for_the_remote_shell(stage: Stage) -> None:
+def test_ssh_quotes_for_the_remote_shell(stage) -> None:
     odd = 'checkpoint.path=it\'s a $(touch broken) `x`; "y"'
     process = stage.start(*ssh(), odd)
-    wait_for(lambda: len(stage.calls("worker-*")) == 3, "the workers")
+    stage.wait_for_calls("worker-*", 3)
     stage.finish()
-    assert end(process)[0] == 0
+    assert stage.end(process)[0] == 0
     assert all(odd in stage.args(call) for call in stage.calls("worker-*"))
     assert not (stage.root / "broken").exists()
 
 
 @pytest.mark.multiprocess
-def test_a_worker_stops_when_its_connection_is_lost(stage: Stage) -> None:
+def test_a_worker_stops_when_its_connection_is_lost(stage) -> None:
     process = stage.start(*ssh("--max-restarts", "0"), FAKE_WORKER="run")
-    wait_for(lambda: len(stage.calls("worker-*")) == 3, "the workers")
+    stage.wait_for_calls("worker-*", 3)
     # The launcher dies without a word; what is left of it must not keep the workers alive.
     listed = subprocess.run(
         ["ps", "-o", "pid=,args=", "-s", str(process.pid)], capture_output=True, text=True
@@ -375,16 +206,16 @@ def test_a_worker_stops_when_its_connection_is_lost(stage: Stage) -> None:
     assert process.pid in launchers
     for pid in launchers:
         os.kill(pid, signal.SIGKILL)
-    process.wait(timeout=PATIENCE)
-    wait_for(lambda: not any("biggraph worker" in line for line in alive_in(stage.root)), "end")
+    process.wait(timeout=30)
+    stage.wait_for(lambda: not any("biggraph worker" in line for line in stage.alive()), "end")
 
 
 @pytest.mark.multiprocess
-def test_torchrun_gives_every_process_its_own_group(stage: Stage) -> None:
+def test_torchrun_gives_every_process_its_own_group(stage) -> None:
     process = stage.start(*TORCHRUN)
-    wait_for(lambda: len(stage.calls("worker-*")) == 2, "the workers")
+    stage.wait_for_calls("worker-*", 2)
     stage.finish()
-    assert end(process)[0] == 0
+    assert stage.end(process)[0] == 0
     calls = stage.calls("torchrun-*")
     assert len(calls) == 3
     for call in calls:
@@ -393,16 +224,16 @@ def test_torchrun_gives_every_process_its_own_group(stage: Stage) -> None:
 
 
 @pytest.mark.multiprocess
-def test_slurm_makes_a_private_secret_and_removes_it(stage: Stage) -> None:
+def test_slurm_makes_a_private_secret_and_removes_it(stage) -> None:
     process = stage.start(*SLURM, **JOB)
-    wait_for(lambda: len(stage.calls("worker-*")) == 2, "the workers")
+    stage.wait_for_calls("worker-*", 2)
     secret = stage.root / "home/.biggraph/slurm-77.secret"
     assert secret.stat().st_mode & 0o777 == 0o600
     assert secret.parent.stat().st_mode & 0o777 == 0o700
     value = secret.read_text()
     assert len(value) == 64
     stage.finish()
-    assert end(process)[0] == 0
+    assert stage.end(process)[0] == 0
     assert not secret.exists()
     recorded = [path.read_text() for path in stage.root.glob("fake/*/*")]
     assert all(value not in text for text in recorded)
@@ -410,9 +241,9 @@ def test_slurm_makes_a_private_secret_and_removes_it(stage: Stage) -> None:
 
 
 @pytest.mark.multiprocess
-def test_slurm_asks_that_one_failure_leaves_the_others_alone(stage: Stage) -> None:
+def test_slurm_asks_that_one_failure_leaves_the_others_alone(stage) -> None:
     stage.finish()
-    assert end(stage.start(*SLURM, **JOB))[0] == 0
+    assert stage.end(stage.start(*SLURM, **JOB))[0] == 0
     steps = [stage.args(call) for call in stage.calls("srun")]
     assert len(steps) == 2
     assert all("--kill-on-bad-exit=0" in step for step in steps)
@@ -423,7 +254,7 @@ def test_slurm_asks_that_one_failure_leaves_the_others_alone(stage: Stage) -> No
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-def test_the_real_torchrun_starts_a_crashed_worker_again(stage: Stage) -> None:
+def test_the_real_torchrun_starts_a_crashed_worker_again(stage) -> None:
     torchrun = Path(sys.executable).with_name("torchrun")
     if not torchrun.exists():
         pytest.skip("torchrun is not beside this Python")
@@ -440,9 +271,9 @@ def test_the_real_torchrun_starts_a_crashed_worker_again(stage: Stage) -> None:
         PYTHONPATH=str(package.parent),
         FAKE_WORKER="7 finish",
     )
-    wait_for(lambda: len(stage.calls("worker-*")) == 4, "the second starts")
+    stage.wait_for_calls("worker-*", 4)
     stage.finish()
-    status, errors = end(process)
+    status, errors = stage.end(process)
     assert status == 0, errors
 
 
