@@ -6,6 +6,7 @@ Knows nothing of what requests mean.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 import time
@@ -85,6 +86,8 @@ class MailboxServer:
         endpoint = Endpoint(term=term, host=host, port=store.port, job=job)
         server = cls(handler, secret, endpoint, store)
         server._thread.start()
+        # Torch ends the process badly where one of its calls still waits in a thread at exit.
+        atexit.register(server.close)
         return server
 
     @property
@@ -99,7 +102,10 @@ class MailboxServer:
 
     def close(self) -> None:
         """Stop answering and listening; a request being handled is finished first."""
+        if self._closing.is_set():
+            return
         self._closing.set()
+        atexit.unregister(self.close)
         connect_store((self._host.host, self.port), _CONNECT_S).queue_push(REQUESTS, "")
         self._thread.join()
         del self._host
@@ -250,7 +256,7 @@ class MailboxLink:
             self._line = None
 
     def close(self) -> None:
-        """End the line; calls after it are lost."""
+        """End the line, after a call in progress; calls after it are lost."""
         with self._lock:
             self._closed = True
             self._drop_line()

@@ -5,6 +5,7 @@ The death of a process ends its own pairs and no others. Knows nothing of what i
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 import time
@@ -87,6 +88,8 @@ class PairServer:
             thread = threading.Thread(
                 target=self._serve, args=(key,), name=f"pair {key}", daemon=True
             )
+            atexit.unregister(self.close)
+            atexit.register(self.close)  # torch must not be woken in a thread at exit
             self._threads[key] = thread
         thread.start()
 
@@ -100,6 +103,7 @@ class PairServer:
 
         A thread whose client stays is left behind: gloo cannot be woken.
         """
+        atexit.unregister(self.close)
         with self._lock:
             self._closing = True
             threads = list(self._threads.values())

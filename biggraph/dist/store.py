@@ -6,6 +6,7 @@ frozen, and never reconnects. Knows nothing of messages.
 
 from __future__ import annotations
 
+import atexit
 import os
 import queue
 import socket
@@ -101,6 +102,7 @@ class StoreLine:
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._store: TCPStore | None = None
+        self._peers: set[Address] = set()
         self._others: set[Address] = set()
 
     def run(self, work: Callable[[TCPStore, float], T], timeout_s: float) -> T:
@@ -110,9 +112,9 @@ class StoreLine:
             LinkLost: the store cannot be reached, or did not answer in time.
         """
         if self._thread is None:
-            self._others = set(_connections(self._address))
             self._thread = threading.Thread(target=self._loop, name="store line", daemon=True)
             self._thread.start()
+            atexit.register(self.abandon)  # torch must not be waiting in a thread at exit
         deadline = time.monotonic() + timeout_s
         outcome: Future[T] = Future()
         self._work.put(lambda: _settle(outcome, lambda: work(self._connected(deadline), deadline)))
@@ -132,6 +134,8 @@ class StoreLine:
 
     def _connected(self, deadline: float) -> TCPStore:
         if self._store is None:
+            self._peers = _resolve(self._address)
+            self._others = set(_connections(self._peers))
             self._store = connect_store(self._address, max(0.001, deadline - time.monotonic()))
         return self._store
 
@@ -143,10 +147,11 @@ class StoreLine:
         """
         if self._thread is None:
             return
+        atexit.unregister(self.abandon)
         self._work.put(None)
-        self._thread.join(0.0 if self._thread is threading.current_thread() else 0.05)
+        self._thread.join(0.05)
         if self._thread.is_alive():
-            for own, descriptor in _connections(self._address).items():
+            for own, descriptor in _connections(self._peers).items():
                 if own not in self._others:
                     _cut(descriptor)
             self._thread.join(1.0)
@@ -159,15 +164,15 @@ def _settle(outcome: Future[T], work: Callable[[], T]) -> None:
         outcome.set_exception(error)
 
 
-def _connections(address: Address) -> dict[Address, int]:
-    """Return this process's connections to an address: own end to file descriptor."""
-    with suppress(OSError):
-        found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
-        peers = {_plain(entry[4]) for entry in found}
-        descriptors = [int(name) for name in os.listdir("/dev/fd")]
-        ends = {descriptor: _ends(descriptor) for descriptor in descriptors}
-        return {end[0]: descriptor for descriptor, end in ends.items() if end and end[1] in peers}
-    return {}
+def _resolve(address: Address) -> set[Address]:
+    found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
+    return {_plain(entry[4]) for entry in found}
+
+
+def _connections(peers: set[Address]) -> dict[Address, int]:
+    """Return this process's connections to these addresses: own end to file descriptor."""
+    ends = {int(name): _ends(int(name)) for name in os.listdir("/dev/fd")}
+    return {end[0]: descriptor for descriptor, end in ends.items() if end and end[1] in peers}
 
 
 def _ends(descriptor: int) -> tuple[Address, Address] | None:

@@ -52,6 +52,11 @@ class Processes:
         term, port = endpoint.term, endpoint.port
         return self._start(role="work", term=term, port=port, sender=sender)["pid"]
 
+    def leaver(self) -> int:
+        """Return the exit status of a process that closes nothing before it ends."""
+        self._start(role="leave")
+        return self._read()["status"]
+
     def kill_all(self) -> None:
         for pid in self.started:
             with suppress(ProcessLookupError):
@@ -60,9 +65,8 @@ class Processes:
 
     def close(self) -> None:
         self.kill_all()
-        self._parent.stdin.close()
-        self._parent.wait()
-        self._parent.stdout.close()
+        with self._parent as parent:
+            parent.stdin.close()
 
 
 @pytest.fixture(scope="session")

@@ -48,7 +48,7 @@ def serve(term: str, port: int) -> None:
     signal.pause()
 
 
-def work(term: str, port: int, sender: str) -> None:
+def work(term: str, port: int, sender: str, pause=signal.pause) -> None:
     """Be a worker that has exchanged a vector and then does nothing."""
     endpoint = Endpoint(term=term, host="127.0.0.1", port=port, job="j")
     identity = Identity(SECRET, "j", sender, 0)
@@ -58,15 +58,32 @@ def work(term: str, port: int, sender: str) -> None:
     pair.join(5.0)
     pair.exchange({}, torch.ones(3), 5.0)
     say({})
-    signal.pause()
+    pause()
+
+
+def leave() -> None:
+    """Be a coordinator and a worker in one that end without closing anything."""
+    server = MailboxServer.open(
+        lambda sender, incarnation, body: pairs.accept("k") or {},
+        secret=SECRET,
+        job="j",
+        term="t",
+        bind="127.0.0.1",
+        port=0,
+    )
+    pairs = PairServer(lambda sender, header, payload: (header, payload), SECRET, server.endpoint)
+    work("t", server.port, "k", pause=lambda: sys.exit(3))
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     say({})
     for line in sys.stdin:
-        if os.fork() == 0:
+        pid = os.fork()
+        if pid == 0:
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
             options = json.loads(line)
-            {"serve": serve, "work": work}[options.pop("role")](**options)
+            {"serve": serve, "work": work, "leave": leave}[options.pop("role")](**options)
             os._exit(0)
+        if json.loads(line)["role"] == "leave":
+            say({"status": os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])})

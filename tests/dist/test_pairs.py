@@ -309,6 +309,11 @@ def test_pairs_listen_on_this_machine_alone(processes, connect):
         assert addresses == {"127.0.0.1"}
 
 
+@pytest.mark.multiprocess
+def test_a_process_that_closes_nothing_still_ends_as_it_meant_to(processes):
+    assert processes.leaver() == 3
+
+
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_a_vector_of_hundreds_of_megabytes(processes, connect):
