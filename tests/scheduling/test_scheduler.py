@@ -6,7 +6,6 @@ from itertools import product
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from biggraph.scheduling.orders import ORDERS
 from biggraph.scheduling.scheduler import BucketScheduler, EpochDone, Grant, Wait
@@ -183,77 +182,6 @@ def test_a_lost_bucket_comes_back_at_its_place():
     scheduler.acquire("a")
     scheduler.lost("a")
     assert run_alone(scheduler, "b") == buckets
-
-
-class Machine(RuleBasedStateMachine):
-    """Any sequence of calls keeps the rules, checked against sets kept apart."""
-
-    owners = st.sampled_from(["a", "b", "c"])
-
-    @initialize(
-        shape=st.tuples(st.integers(1, 4), st.integers(1, 4)),
-        seed=st.integers(0, 99),
-        affinity=st.booleans(),
-    )
-    def begin(self, shape, seed, affinity):
-        buckets, self.needs = typed_graph(*shape)
-        self.order = ORDERS["random"](buckets, seed)
-        self.scheduler = BucketScheduler(self.order, self.needs, affinity=affinity)
-        self.held = {name: set() for name in "abc"}
-        self.asked = {name: frozenset() for name in "abc"}
-        self.running: dict[str, Bucket] = {}
-        self.done: list[Bucket] = []
-
-    @rule(owner=owners)
-    def acquire(self, owner):
-        if owner in self.running:
-            return
-        answer = self.scheduler.acquire(owner)
-        assert answer.evict <= self.held[owner]
-        self.asked[owner] = answer.evict
-        foreign = {key for name, keys in self.held.items() if name != owner for key in keys}
-        taken = {*self.done, *self.running.values()}
-        free = [b for b in self.order if b not in taken and not self.needs[b] & foreign]
-        if isinstance(answer, Grant):
-            assert answer.bucket in free
-            assert not answer.evict & self.needs[answer.bucket]
-            self.running[owner] = answer.bucket
-            self.held[owner] |= self.needs[answer.bucket]
-        else:
-            assert not free
-            finished = len(self.done) == len(self.order)
-            assert isinstance(answer, EpochDone if finished else Wait)
-
-    @rule(owner=owners)
-    def give_back(self, owner):
-        self.scheduler.give_back(owner, self.asked[owner])
-        self.held[owner] -= self.asked[owner]
-        self.asked[owner] = frozenset()
-
-    @precondition(lambda self: self.running)
-    @rule(data=st.data())
-    def finish(self, data):
-        owner = data.draw(st.sampled_from(sorted(self.running)))
-        self.scheduler.finish(owner)
-        self.done.append(self.running.pop(owner))
-
-    @rule(owner=owners)
-    def lost(self, owner):
-        self.scheduler.lost(owner)
-        self.running.pop(owner, None)
-        self.held[owner], self.asked[owner] = set(), frozenset()
-
-    @invariant()
-    def locks_are_what_was_granted(self):
-        for name, keys in self.held.items():
-            assert self.scheduler.holds(name) == keys
-        held = [key for keys in self.held.values() for key in keys]
-        assert len(held) == len(set(held))
-        assert self.scheduler.done == self.done
-
-
-TestMachine = Machine.TestCase
-TestMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
 @pytest.mark.parametrize("affinity", [False, True])
