@@ -116,14 +116,13 @@ class Machine(RuleBasedStateMachine):
 
     @rule(keys=st.none() | st.lists(st.sampled_from(KEYS), max_size=3))
     def forget(self, keys):
-        """What the store has counts again: what was flushed, or saved and not flushed."""
-        kept = dict(self.store.newest)
+        """What was flushed last is the newest again, as when a lease is lost."""
         self.cache.forget(keys)
-        for key in KEYS if keys is None else set(keys):
-            self.store.commit(key, self.flushed.get(key))
-            self.expected[key] = self.committed.get(key, 0.0)
+        for key in KEYS if keys is None else keys:
+            flushed = self.flushed.get(key)
+            self.store.newest[key] = flushed.version if flushed else 0
+            self.expected[key] = self.store.versions[flushed.file.path][0] if flushed else 0.0
             self.changed.discard(key)
-        assert kept.keys() >= self.store.newest.keys()
 
     def there_is_room(self, key):
         """On the reading thread, when a table is about to take memory."""
@@ -272,3 +271,111 @@ def test_a_version_stays_known_where_the_one_it_replaced_cannot_be_removed(
             cache.prefetch([KEYS[4]])  # makes it leave
         cache.flush()
     assert store.versions[cache.flush()[KEYS[2]].file.path] == (2.0,) * 3
+
+
+# Forgetting
+
+
+def value_of(cache, key):
+    return cache.hold([key])[key].rows.tolist()[0]
+
+
+@pytest.mark.parametrize("keys", [None, KEYS[:1]])
+def test_a_changed_table_that_is_forgotten_is_not_written(store, cache, keys):
+    bump(cache.hold([KEYS[0]]))
+    cache.flush()
+    bump(cache.hold([KEYS[0]]))
+    cache.forget(keys)
+    assert cache.flush() == {}
+    assert store.log == [("load", 0), ("save", 0)]
+    assert value_of(cache, KEYS[0]) == 1.0
+    assert store.log.count(("load", 0)) == 2
+
+
+def test_only_what_is_named_is_forgotten(store, cache):
+    bump(cache.hold(KEYS[:2]))
+    cache.forget([KEYS[0], KEYS[3]])
+    assert cache.chains().keys() == {KEYS[1]}
+    flushed = cache.flush()
+    assert flushed.keys() == {KEYS[1]}
+    assert store.versions[flushed[KEYS[1]].file.path] == (1.0, 1.0)
+
+
+def test_memory_of_what_is_forgotten_is_free_again(store, cache):
+    bump(cache.hold([KEYS[2], KEYS[1]]))  # 40 of 40
+    cache.forget([KEYS[2]])
+    cache.prefetch([KEYS[2]])  # there is room for it beside the other one
+    cache.hold([KEYS[2]])
+    assert store.log == [("load", 2), ("load", 1), ("load", 2)]
+
+
+@pytest.mark.parametrize("keys", [None, [KEYS[2]]])
+def test_versions_that_were_saved_and_not_flushed_are_forgotten(store, cache, keys):
+    """A table that left memory was written, and counts for nothing when its lease is lost."""
+    bump(cache.hold([KEYS[2]]))
+    bump(cache.hold([KEYS[1], KEYS[4]]))  # the first leaves
+    assert ("save", 2) in store.log
+    assert KEYS[2] not in cache.chains()
+    cache.forget(keys)
+    store.newest.clear()  # the store forgets as well
+    assert cache.flush().keys() == (set() if keys is None else {KEYS[1], KEYS[4]})
+    assert value_of(cache, KEYS[2]) == 0.0
+    assert cache.flush().keys() == {KEYS[2]}
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.02])
+def test_a_read_that_was_begun_is_forgotten_too(delay):
+    store = MemoryStore(delay)
+    with PartitionCache(store, 1000, SIZES.__getitem__) as cache:
+        cache.hold([KEYS[0]])
+        cache.prefetch([KEYS[1]])
+        cache.forget([KEYS[1]])
+        store.newest[KEYS[1]] = 7
+        store.versions[f"{KEYS[1]}/7"] = (5.0, 5.0)  # somebody else's
+        assert value_of(cache, KEYS[1]) == 5.0
+
+
+def test_a_read_that_waits_for_room_is_not_begun_for_what_is_forgotten():
+    store = MemoryStore(delay=0.02)
+    with PartitionCache(store, 40, SIZES.__getitem__) as cache:
+        cache.hold([KEYS[2]])
+        cache.hold([KEYS[1]])  # 40 of 40
+        cache.prefetch([KEYS[4]])  # waits for the first to be written
+        cache.forget([KEYS[4]])
+        cache.flush()
+        time.sleep(0.05)
+        assert ("load", 4) not in store.log
+        assert value_of(cache, KEYS[4]) == 0.0
+
+
+def test_failures_of_what_is_forgotten_do_not_matter(store, cache):
+    bump(cache.hold([KEYS[2]]))
+    cache.hold([KEYS[1]])
+    store.fail = StorageError("gone")
+    cache.prefetch([KEYS[4]])  # the first has to be written for it
+    cache.forget([KEYS[2]])
+    cache.prefetch([KEYS[0], KEYS[4]])
+    cache.forget([KEYS[0], KEYS[4]])
+    store.fail = None
+    assert cache.flush().keys() == {KEYS[1]}
+    assert value_of(cache, KEYS[2]) == value_of(cache, KEYS[4]) == 0.0
+    assert ("save", 2) not in store.log
+
+
+def test_failures_of_what_is_kept_still_surface(store, cache):
+    cache.hold([KEYS[0]])
+    store.fail = StorageError("disk full")
+    cache.prefetch([KEYS[1]])
+    cache.forget([KEYS[0]])
+    with pytest.raises(StorageError, match="disk full"):
+        cache.hold([KEYS[1]])
+
+
+def test_chains_are_those_of_the_tables_in_memory(cache):
+    assert cache.chains() == {}
+    tables = cache.hold(KEYS[:2])
+    assert cache.chains() == {KEYS[0]: "", KEYS[1]: ""}
+    tables[KEYS[0]].chain = "advanced"
+    assert cache.chains() == {KEYS[0]: "advanced", KEYS[1]: ""}
+    cache.hold([KEYS[2], KEYS[4]])  # 40 of 40
+    assert cache.chains().keys() == {KEYS[2], KEYS[4]}

@@ -304,7 +304,7 @@ def test_a_delta_that_cannot_be_added_is_described(summed, delta, problem):
     with working(path) as (worker, _):
         file = add(worker, delta)
     problems = Checkpoint.open(path, "latest").verify()
-    assert problems[0] == f"{file}: {problem}"
+    assert f"{file}: {problem}" in problems
     assert all(line.startswith(f"{file}: ") for line in problems)
     with working(path) as (worker, _):
         worker.run.rebase(arrays(1))
