@@ -23,6 +23,9 @@ from biggraph.storage.store import DiskStore
 class Keeper(Protocol):
     """Keeps the relation parameters of one worker in step with those of the run."""
 
+    bytes_written: int  # into files so far
+    bytes_exchanged: int  # with the parameter server so far, both ways
+
     def begin(self, fence: int) -> None:
         """Set the parameters to those of the run, under a new lease."""
         ...
@@ -51,6 +54,7 @@ class OwnParameters:
     def __init__(self, parameters: RelationParameters, committed: Callable[[], Arrays]) -> None:
         self._parameters, self._committed = parameters, committed
         self._initial = {name: array.copy() for name, array in parameters.arrays().items()}
+        self.bytes_written = self.bytes_exchanged = 0
 
     def begin(self, fence: int) -> None:
         """Set the parameters to those of the last commit; raises FormatError if damaged."""
@@ -58,7 +62,9 @@ class OwnParameters:
 
     def save(self, store: DiskStore) -> tuple[FileRef | None, FileRef | None]:
         """Write all parameters; raises StorageError where the file system refuses."""
-        return write_relations(store.place, store.fence, self._parameters.arrays()), None
+        arrays = self._parameters.arrays()
+        self.bytes_written += sum(array.nbytes for array in arrays.values())
+        return write_relations(store.place, store.fence, arrays), None
 
     def committed(self, fence: int) -> None:
         """Do nothing: the parameters in use are those of the run."""
@@ -90,9 +96,7 @@ class SharedParameters:
         every_s: seconds between two exchanges in the background.
     """
 
-    def __init__(
-        self, parameters: RelationParameters, exchange: Exchange, every_s: float
-    ) -> None:
+    def __init__(self, parameters: RelationParameters, exchange: Exchange, every_s: float) -> None:
         self._parameters, self._exchange, self._every_s = parameters, exchange, every_s
         self._arrays = parameters.arrays()
         self._turn = threading.Lock()  # one exchange, save or begin at a time
@@ -102,6 +106,7 @@ class SharedParameters:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.lost = 0  # exchanges that did not come about
+        self.bytes_written = self.bytes_exchanged = 0
 
     def start(self) -> None:
         """Exchange in the background from now on."""
@@ -128,6 +133,7 @@ class SharedParameters:
             with self._parameters.lock:
                 delta = flatten(self._arrays) - self._reference
             answer, view = self._exchange({"fence": self._fence}, delta, patient=False)
+            self.bytes_exchanged += delta.nbytes + view.nbytes
             if not answer.get("live"):
                 return
             view = view.clone()
@@ -147,6 +153,7 @@ class SharedParameters:
             delta = self._saved - self._reference
             if not bool(torch.isfinite(delta).all()):
                 raise DivergenceError("relation parameters are not finite; the last commit is kept")
+            self.bytes_written += delta.nbytes
             arrays = unflatten(delta, self._arrays)
             return None, write_relations(store.place, store.fence, arrays)
 
@@ -163,6 +170,7 @@ class SharedParameters:
 
     def _pull(self) -> None:
         _, view = self._exchange({"fence": self._fence}, torch.empty(0), patient=True)
+        self.bytes_exchanged += view.nbytes
         self._reference = view.clone()
         with self._parameters.lock:
             set_to(self._arrays, self._reference)

@@ -6,6 +6,7 @@ Knows what to say; nothing of how leases or epochs come about.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +15,10 @@ from biggraph.dist.holder import Holder
 from biggraph.log import MetricsLog, Reporter, duration
 from biggraph.storage.records import Work
 from biggraph.storage.state import RunState
+
+# What workers count between two commits: seconds that they waited for storage; bytes of tables read
+# and written, with those of relation files; bytes exchanged with the parameter server.
+_TRAFFIC = ("io_wait_s", "bytes_read", "bytes_written", "bytes_exchanged")
 
 Clock = Callable[[], float]
 
@@ -33,7 +38,8 @@ class Chronicle:
     ) -> None:
         self._metrics, self._reporter = metrics, reporter
         self._epochs, self._clock = epochs, clock
-        self._began, self._edges, self._waited = clock(), 0, 0.0
+        self._began, self._edges = clock(), 0
+        self._traffic = Counter[str]()
 
     @property
     def elapsed_s(self) -> float:
@@ -47,12 +53,13 @@ class Chronicle:
 
     def begin_epoch(self) -> None:
         """An epoch begins, or is gone on with."""
-        self._began, self._edges, self._waited = self._clock(), 0, 0.0
+        self._began, self._edges = self._clock(), 0
+        self._traffic.clear()
 
     def commit(self, worker: str, work: Work) -> None:
         """Work counts."""
         self._edges += work.edges
-        self._waited += float(work.stats.get("io_wait_s", 0.0))
+        self._traffic.update({name: work.stats.get(name, 0) for name in _TRAFFIC})
         self._metrics.write(
             "commit", epoch=work.epoch, buckets=len(work.buckets), edges=work.edges, worker=worker
         )
@@ -65,7 +72,7 @@ class Chronicle:
         loss = sum(commit["loss"] * commit["edges"] for commit in commits) / max(total, 1)
         self._metrics.write(
             "epoch", epoch=epoch, edges=total, edges_per_s=round(rate, 1), loss=loss,
-            seconds=round(seconds, 3), io_wait_s=round(self._waited, 3),
+            seconds=round(seconds, 3), **{name: round(self._traffic[name], 3) for name in _TRAFFIC},
         )  # fmt: skip
         left = total / max(rate, 1e-9) * (self._epochs - epoch)
         self._reporter.say(

@@ -72,18 +72,23 @@ class TrainResult:
 
 @dataclass
 class _Pending:
-    """Work since the last commit."""
+    """Work since the last commit.
+
+    Args:
+        since: when it began, in seconds of the trainer's clock.
+        before: what `Trainer._traffic` counted then.
+    """
 
     since: float
-    waited_s: float
+    before: dict[str, float]
     epoch: int = 0
     buckets: list[Bucket] = field(default_factory=list)
     edges: int = 0
     loss_sum: float = 0.0
 
-    def stats(self, waited_s: float) -> dict[str, Any]:
-        loss = self.loss_sum / max(self.edges, 1)
-        return {"loss": loss, "edges": self.edges, "io_wait_s": round(waited_s - self.waited_s, 3)}
+    def stats(self, now: dict[str, float]) -> dict[str, Any]:
+        traffic = {name: round(now[name] - before, 3) for name, before in self.before.items()}
+        return {"loss": self.loss_sum / max(self.edges, 1), "edges": self.edges, **traffic}
 
     def add(self, epoch: int, buckets: list[Bucket], stats: BucketStats) -> None:
         self.epoch = epoch
@@ -129,7 +134,7 @@ class Trainer:
     sleep: Callable[[float], None] = time.sleep
 
     def __post_init__(self) -> None:
-        self._pending = _Pending(self.clock(), 0.0)
+        self._pending = _Pending(self.clock(), self._traffic())
         self._stop_requested = False
         self._abandoned = False
         self._trained = 0
@@ -186,7 +191,7 @@ class Trainer:
         self.reservoir.forget()
         self.store.begin(self.session.heads, self.session.fence)
         self.keeper.begin(self.session.fence)
-        self._pending = _Pending(self.clock(), self.cache.statistics.wait_s)
+        self._pending = _Pending(self.clock(), self._traffic())
 
     def _leave(self, error: Exception) -> None:
         """Let others have the lease at once after an error, unless it came of losing the lease.
@@ -329,8 +334,8 @@ class Trainer:
             return
         pending, heads = self._pending, self.session.heads
         saved = self.cache.flush()
-        waited = self.cache.statistics.wait_s
         relations, delta = self.keeper.save(self.store)
+        traffic = self._traffic()
         work = Work(
             epoch=pending.epoch,
             buckets=tuple(pending.buckets),
@@ -341,12 +346,22 @@ class Trainer:
             relations=relations,
             delta=delta,
             edges=pending.edges,
-            stats=pending.stats(waited),
+            stats=pending.stats(traffic),
         )
         self.session.commit(work, released)
         self.store.fence = self.session.fence
         self.keeper.committed(self.session.fence)
-        self._pending = _Pending(self.clock(), waited)
+        self._pending = _Pending(self.clock(), traffic)
+
+    def _traffic(self) -> dict[str, float]:
+        """Return what this worker has moved so far, see docs/distributed.md."""
+        counted = self.cache.statistics
+        return {
+            "io_wait_s": counted.wait_s,
+            "bytes_read": counted.bytes_loaded,
+            "bytes_written": counted.bytes_saved + self.keeper.bytes_written,
+            "bytes_exchanged": self.keeper.bytes_exchanged,
+        }
 
     def _validate(self, epoch: int) -> None:
         assert self.validate is not None
