@@ -42,7 +42,9 @@ SnapshotName = Annotated[
     str | None, typer.Option("--snapshot", help="A kept checkpoint; default: best, else latest.")
 ]
 K = Annotated[int, typer.Option("-k", min=1, help="How many to print.")]
-Checkpoint = Annotated[Path, typer.Argument(help="Run directory made by `biggraph train`.")]
+Checkpoint = Annotated[
+    str, typer.Argument(help="Run directory made by `biggraph train`, or s3://bucket/prefix.")
+]
 
 
 class ExportFormat(StrEnum):
@@ -270,7 +272,7 @@ def export(
 
 @app.command(epilog=_example("biggraph inspect runs/a --verify"))
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A graph directory or a run directory.")],
+    path: Annotated[str, typer.Argument(help="A graph directory, a run directory or s3://….")],
     verify: Annotated[
         bool, typer.Option("--verify", help="Check every digest and invariant.")
     ] = False,

@@ -24,7 +24,7 @@ from biggraph.evaluate.evaluate import Settings
 from biggraph.evaluate.opening import graph_of
 from biggraph.log import Reporter
 from biggraph.storage.checkpoint import Checkpoint
-from biggraph.storage.opening import open_place
+from biggraph.storage.opening import folder_of, open_place
 from biggraph.storage.run import read_state
 from biggraph.train import local
 from biggraph.train.checks import required_paths
@@ -136,7 +136,7 @@ def status(path: str | Path) -> dict[str, Any]:
     if endpoint is None:
         return values
     config = Config.from_json(state.config, f"{path}: log")
-    secret = find_secret(Path(path), config.cluster.secret_file, create=False).key
+    secret = find_secret(folder_of(place), config.cluster.secret_file, create=False).key
     remote = RemoteCoordinator(
         lambda: endpoint, secret, "status", time.time_ns(), Patience(_ANSWER_S, 0.0)
     )

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from biggraph.config import Config
 from biggraph.errors import InputError
 from biggraph.evaluate.evaluate import Evaluation
 from biggraph.evaluate.metrics import Metrics
@@ -17,13 +18,16 @@ from biggraph.graph.graph import Graph
 from biggraph.graph.spec import ImportReport
 from biggraph.log import align
 from biggraph.storage.checkpoint import Checkpoint
+from biggraph.storage.opening import open_place
+from biggraph.storage.run import read_state, require_run
+from biggraph.storage.state import RunState
 from biggraph.train.trainer import TrainResult
 
 _SHOWN = ("mrr", "mr", "hits@1", "hits@3", "hits@10")
 _LONGEST_LIST = 20
 
 
-def describe(path: Path) -> dict[str, Any]:
+def describe(path: str | Path) -> dict[str, Any]:
     """Return what a graph directory or a run directory holds.
 
     Raises:
@@ -32,12 +36,14 @@ def describe(path: Path) -> dict[str, Any]:
     """
     if _is_graph(path):
         return _graph_values(Graph.open(path))
-    if not path.exists():
+    place = open_place(path)
+    if not place.exists():
         raise InputError(f"{path}: does not exist")
-    return _run_values(Checkpoint.open(path, "latest"))
+    require_run(place)
+    return _run_values(str(place), read_state(place))  # reads no table
 
 
-def verify(path: Path) -> list[str]:
+def verify(path: str | Path) -> list[str]:
     """Return the problems found by checking everything; empty where all is sound."""
     if _is_graph(path):
         return Graph.open(path).verify()
@@ -139,8 +145,8 @@ def _row(name: str, metrics: Metrics) -> list[object]:
     return [name, *(float(values[key]) for key in _SHOWN), int(values["count"])]
 
 
-def _is_graph(path: Path) -> bool:
-    return (path / "graph.json").exists()
+def _is_graph(path: str | Path) -> bool:
+    return (Path(path) / "graph.json").exists()
 
 
 def _graph_values(graph: Graph) -> dict[str, Any]:
@@ -162,10 +168,10 @@ def _graph_values(graph: Graph) -> dict[str, Any]:
     }
 
 
-def _run_values(checkpoint: Checkpoint) -> dict[str, Any]:
-    state, config = checkpoint.state, checkpoint.config
+def _run_values(path: str, state: RunState) -> dict[str, Any]:
+    config = Config.from_json(state.config, f"{path}: log")
     return {
-        "run": str(checkpoint.path),
+        "run": path,
         "graph": str(config.graph.path) if config.graph else "",
         "model": config.model.model_dump(),
         "optimizer": "adagrad_row" if state.facts.row_wise else "adagrad",

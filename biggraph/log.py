@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,10 +25,11 @@ class MetricsLog:
 
     Args:
         path: of the file; made on the first line.
+        publish: given all lines after each event but "bucket", where the file is only a draft.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, publish: Callable[[bytes], None] | None = None) -> None:
+        self._path, self._publish = path, publish
         self._start = time.monotonic()
 
     def repair(self) -> None:
@@ -46,6 +47,8 @@ class MetricsLog:
         line = {"event": event, "time_s": round(time.monotonic() - self._start, 3), **values}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        if self._publish and event != "bucket":
+            self._publish(self._path.read_bytes())
 
 
 class Reporter:

@@ -70,8 +70,20 @@ def parse_candidates(value: object) -> Literal["all"] | int:
     return int(str(value))
 
 
+def parse_place(value: object) -> object:
+    """Return the path of a folder as text, or an address such as "s3://bucket/prefix" as it is.
+
+    >>> parse_place("runs/./a/"), parse_place("s3://bucket//a")
+    ('runs/a', 's3://bucket//a')
+    """
+    if not isinstance(value, str | Path) or "://" in str(value):
+        return value
+    return str(Path(value))
+
+
 ByteSize = Annotated[int, BeforeValidator(parse_size)]
 Duration = Annotated[float, BeforeValidator(parse_duration)]
+PlaceText = Annotated[str, BeforeValidator(parse_place)]
 Candidates = Annotated[Literal["all"] | int, BeforeValidator(parse_candidates)]
 
 
@@ -204,7 +216,9 @@ class EvalSection(Section):
 class CheckpointSection(Section):
     """Where the run is kept."""
 
-    path: Path = Field(strict=False, description="run directory: log, partitions, metrics")
+    path: PlaceText = Field(
+        description="run directory: log, partitions, metrics; or s3://bucket/prefix"
+    )
 
 
 class ClusterSection(Section):

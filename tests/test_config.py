@@ -51,6 +51,18 @@ def test_defaults_are_those_that_reach_good_quality():
     assert (config.loss.name, config.optimizer.lr) == ("softmax", 0.1)
 
 
+def test_where_a_run_is_may_be_a_path_or_an_address(tmp_path):
+    for text, meant in (
+        (tmp_path, str(tmp_path)),
+        ("runs//a/", "runs/a"),
+        ("s3://bucket/a", "s3://bucket/a"),
+    ):
+        config = make_config({"checkpoint": {"path": text}})
+        assert config.checkpoint.path == meant
+        assert Config.from_json(config.to_json(), "log") == config
+    assert "checkpoint.path = 3" in refused({"checkpoint": {"path": 3}})
+
+
 def test_a_file_with_overrides(tmp_path):
     file = tmp_path / "run.toml"
     file.write_text('[graph]\npath = "g"\n[[relations]]\nname = "r"\n')
@@ -62,7 +74,7 @@ def test_a_file_with_overrides(tmp_path):
     ]
     config = load_config(file, [*overrides, 'model.operator="identity"'])
     assert config.train.epochs == 3
-    assert str(config.checkpoint.path) == "runs/a"
+    assert config.checkpoint.path == "runs/a"
     assert config.relations[0].weight == 2
     assert config.import_.seed == 4
     assert config.model.operator == "identity"

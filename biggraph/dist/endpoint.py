@@ -106,13 +106,13 @@ def read_endpoint(path: Path) -> Endpoint | None:
     return parse_endpoint(data, path)
 
 
-def find_secret(run: Path, secret_file: Path | None, *, create: bool) -> Secret:
+def find_secret(run: Path | None, secret_file: Path | None, *, create: bool) -> Secret:
     """Return the job secret: from the file given, else the environment, else the run directory.
 
     White space at its ends does not count.
 
     Args:
-        run: run directory.
+        run: run directory; None where the run is in no folder.
         secret_file: `cluster.secret_file`.
         create: make one in the run directory where none is found.
 
@@ -124,6 +124,11 @@ def find_secret(run: Path, secret_file: Path | None, *, create: bool) -> Secret:
         return Secret(_read_secret(secret_file), explicit=True)
     if value := os.environ.get(SECRET_VARIABLE):
         return Secret(_long_enough(value.encode(), SECRET_VARIABLE), explicit=True)
+    if run is None:
+        raise ConfigError(
+            f"no job secret: a run in no folder has none of its own; set {SECRET_VARIABLE} or "
+            "cluster.secret_file"
+        )
     path = run / SECRET_FILE
     if create:
         with suppress(FileExistsError):

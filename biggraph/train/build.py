@@ -23,6 +23,8 @@ from biggraph.model.model import Model
 from biggraph.scheduling.orders import ORDERS
 from biggraph.scheduling.scheduler import BucketScheduler
 from biggraph.storage.cache import PartitionCache
+from biggraph.storage.metrics import keep_metrics
+from biggraph.storage.opening import open_place
 from biggraph.storage.place import Place
 from biggraph.storage.records import InitFacts
 from biggraph.storage.run import RunDirectory, check_claimable, is_run, read_state
@@ -137,8 +139,7 @@ def _rate_after(directory: RunDirectory, config: Config) -> float:
 def open_metrics(ground: Ground, state: RunState) -> MetricsLog:
     """Return the metrics of a run, with a line that says where this start begins."""
     _, path = required_paths(ground.config)
-    metrics = MetricsLog(path / "metrics.jsonl")
-    metrics.repair()
+    metrics = keep_metrics(open_place(path))
     metrics.write("start", epoch=state.epoch, buckets_done=len(state.done))
     return metrics
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from biggraph.config import Config
 from biggraph.errors import ConfigError
 from biggraph.graph.graph import Graph
+from biggraph.storage.opening import folder_of, open_place
 from biggraph.storage.records import InitFacts
 from biggraph.storage.state import RunState
 from biggraph.types import Bucket, PartitionKey
@@ -26,7 +27,7 @@ _MAY_CHANGE = {
 }  # fmt: skip
 
 
-def required_paths(config: Config) -> tuple[Path, Path]:
+def required_paths(config: Config) -> tuple[Path, str]:
     """Return the graph's and the checkpoint's path.
 
     Raises:
@@ -72,13 +73,14 @@ def check_graph(config: Config, graph: Graph) -> None:
                     )
 
 
-def check_place(path: Path, graph: Path) -> None:
+def check_place(path: str, graph: Path) -> None:
     """Refuse a run inside a graph directory, which a new import may replace as a whole.
 
     Raises:
         ConfigError: it is.
     """
-    if path.resolve().is_relative_to(graph.resolve()):
+    folder = folder_of(open_place(path))
+    if folder is not None and folder.resolve().is_relative_to(graph.resolve()):
         raise ConfigError(
             f"checkpoint.path = {path}: lies inside the graph directory {graph}; choose a folder "
             "outside it"
@@ -108,7 +110,7 @@ def check_memory(
         )
 
 
-def check_same_run(path: Path, config: Config, graph: str, state: RunState) -> None:
+def check_same_run(path: str, config: Config, graph: str, state: RunState) -> None:
     """Refuse to go on with a run under settings that would make it another.
 
     Args:

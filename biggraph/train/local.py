@@ -21,7 +21,7 @@ from biggraph.config import Config
 from biggraph.errors import BigGraphError, Interrupted
 from biggraph.log import Reporter
 from biggraph.storage.layout import CONFIG
-from biggraph.train.checks import required_paths
+from biggraph.storage.opening import local_copy
 from biggraph.train.roles import WORKER_VARIABLE, CoordinatorRole
 from biggraph.train.trainer import TrainResult
 
@@ -149,8 +149,8 @@ def open_cluster(config: Config, *, restart: bool, reporter: Reporter) -> LocalC
         BigGraphError: as `CoordinatorRole.open`.
     """
     role = CoordinatorRole.open(config, restart=restart, reporter=reporter)
-    _, path = required_paths(config)
-    return LocalCluster(role, Workers(path / CONFIG, config.cluster.workers), threading.Event())
+    run_file = local_copy(role.directory.place, CONFIG)
+    return LocalCluster(role, Workers(run_file, config.cluster.workers), threading.Event())
 
 
 def die_with_parent() -> None:

@@ -28,9 +28,10 @@ from biggraph.dist.remote import Patience, RemoteCoordinator
 from biggraph.dist.service import Service
 from biggraph.dist.session import LeaseLostError, Session
 from biggraph.errors import BigGraphError, LinkLost
-from biggraph.log import MetricsLog, Reporter
+from biggraph.log import Reporter
 from biggraph.storage.files import read_arrays
-from biggraph.storage.opening import open_place
+from biggraph.storage.metrics import keep_metrics
+from biggraph.storage.opening import folder_of, open_place
 from biggraph.storage.place import Place
 from biggraph.storage.records import InitFacts
 from biggraph.storage.run import RunDirectory, read_facts
@@ -71,11 +72,10 @@ class CoordinatorRole:
             FormatError: graph or run are damaged.
         """
         ground = Ground.of(config)
-        _, path = required_paths(config)
         directory = open_run(ground, restart=restart)
         try:
             cluster = config.cluster
-            secret = find_secret(path, cluster.secret_file, create=True)
+            secret = find_secret(folder_of(directory.place), cluster.secret_file, create=True)
             require_secret_beyond_loopback(cluster.bind, secret)
             service = _build_service(ground, directory, reporter)
             endpoint = service.open(secret.key, ground.fingerprint[:16], cluster.bind, cluster.port)
@@ -151,14 +151,13 @@ class WorkerRole:
         _, path = required_paths(config)
         place, patience = open_place(path), Patience(coordinator_s=config.cluster.wait)
         facts = _wait_for_run(place, patience.coordinator_s)
-        secret = find_secret(path, config.cluster.secret_file, create=False).key
+        secret = find_secret(folder_of(place), config.cluster.secret_file, create=False).key
         started = time.time_ns()
         remote = RemoteCoordinator(lambda: find_endpoint(place), secret, name, started, patience)
         session = Session(remote, name, started, ground.fingerprint, ground.needs)
         model = ground.model()
         parameters = SharedParameters(model.parameters, remote.exchange, config.cluster.sync_every)
-        metrics = MetricsLog(path / f"metrics-{quote(name, safe='')}.jsonl")
-        metrics.repair()
+        metrics = keep_metrics(place, f"metrics-{quote(name, safe='')}.jsonl")
         metrics.write("start", worker=name)
         parts = WorkerParts(model, facts, place, metrics, reporter)
         trainer = build_trainer(ground, parts, session, parameters, validate, together=False)

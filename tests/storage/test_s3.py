@@ -301,11 +301,10 @@ def test_a_run_ends_as_in_a_folder(address, tmp_path):
 
 
 def test_the_later_writer_goes_on_and_the_earlier_one_stops(address):
-    with RunDirectory.create(address, CONFIG, facts()) as old:
-        with RunDirectory.resume(address) as new:
-            with pytest.raises(StorageError, match="another process has written this record"):
-                old.snapshot("mine")
-            new.snapshot("kept")
+    with RunDirectory.create(address, CONFIG, facts()) as old, RunDirectory.resume(address) as new:
+        with pytest.raises(StorageError, match="another process has written this record"):
+            old.snapshot("mine")
+        new.snapshot("kept")
     assert "kept" in read_state(address).snapshots
 
 
