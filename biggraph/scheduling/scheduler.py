@@ -250,20 +250,21 @@ class BucketScheduler:
 
     def _choose(self, owner: str, cached: Partitions) -> int | None:
         """Return the position of the best bucket that may be granted, by rules 2 and 3."""
-        best = np.flatnonzero(self._pending)
-        best = best[self._open(owner)[self._needs[:, best]].all(axis=0)]
+        # `take` gathers several times faster than an index in brackets.
+        free = self._open(owner).take(self._needs).all(axis=0) & self._pending
+        best = np.flatnonzero(free)
         if not len(best):
             return None
         if self._affinity:
             if not self._joined[:-1].all():
-                best = _least(best, self._strangeness(self._needs[:, best]))
+                best = _least(best, self._strangeness(self._needs.take(best, axis=1)))
             for costs in self._costs(owner, cached):
-                best = _least(best, costs[self._needs[:, best]].sum(axis=0))
+                best = _least(best, costs.take(self._needs.take(best, axis=1)).sum(axis=0))
         return int(best[0])
 
     def _strangeness(self, needs: NDArray[Any]) -> NDArray[Any]:
         """Return the rank of buckets by rule 3a, given the columns of what they need."""
-        joined: NDArray[Any] = self._joined[needs].sum(axis=0)
+        joined: NDArray[Any] = self._joined.take(needs).sum(axis=0)
         strange: NDArray[Any] = (needs < len(self._keys)).sum(axis=0) - joined
         if not self._joined.any():
             return -strange  # the first bucket: the more it joins, the more can follow at once
