@@ -148,7 +148,7 @@ def coordinator(
     print(to_json(asdict(result)) if as_json else describe.train_text(result))
 
 
-@app.command(epilog=_example("BIGGRAPH_WORKER=w1 biggraph worker run.toml"))
+@app.command(epilog=_example("biggraph worker run.toml --name w1"))
 def worker(
     config: Annotated[Path, typer.Argument(help="Run file (TOML) of the coordinator.")],
     overrides: Annotated[list[str], typer.Argument(help="Dotted overrides: key.sub=value.")] = [],  # noqa: B006

@@ -87,7 +87,7 @@ def checked(payload: Tensor) -> Tensor:
         ValueError: it is no float32 vector in main memory.
     """
     fits = payload.dtype == torch.float32 and payload.dim() == 1 and payload.is_contiguous()
-    if not fits or payload.device.type != "cpu":
+    if not fits or not payload.is_cpu:
         raise ValueError(
             "a payload must be a contiguous float32 vector in main memory, found "
             f"{payload.dtype} {tuple(payload.shape)} on {payload.device}"
