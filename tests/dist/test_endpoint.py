@@ -68,6 +68,13 @@ def test_ids_differ():
     assert new_id() != new_id()
 
 
+def test_where_there_is_no_folder_a_secret_has_to_be_given(monkeypatch):
+    with pytest.raises(ConfigError, match="set BIGGRAPH_SECRET"):
+        find_secret(None, None, create=True)
+    monkeypatch.setenv("BIGGRAPH_SECRET", KEY)
+    assert find_secret(None, None, create=True).explicit
+
+
 def test_the_coordinator_makes_a_secret_that_workers_find(tmp_path):
     made = find_secret(tmp_path, None, create=True)
     assert len(made.key) >= 32
