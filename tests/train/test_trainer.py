@@ -375,10 +375,11 @@ def start(*arguments):
 
 
 def wait_for_commits(run, more):
-    """Wait until the log of a run has grown by some records."""
+    """Wait until the log of a run has grown by some commits."""
 
     def number():
-        return len(list((run / "log").glob("[0-9]*"))) if (run / "log").exists() else 0
+        records = [path for path in (run / "log").glob("[0-9]*") if path.suffix != ".tmp"]
+        return sum('"kind":"commit"' in path.read_text() for path in records)
 
     goal = number() + more
     deadline = time.monotonic() + 60
