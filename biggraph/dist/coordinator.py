@@ -256,8 +256,7 @@ class Coordinator:
             ended = self.state.ended.get(request.worker)
             repeated = ended is not None and ended[0] == request.fence
             return Committed(ended[1]) if ended and repeated else _lost(request.fence)
-        trained = Holding(request.work.epoch, request.work.buckets)
-        if not holder.known and not self._adopt(holder, trained):
+        if not holder.known and not self._adopt(holder, request.holding):
             return self._refuse(request, FormatError("others have done what it did"))
         before = self.state.present.files()
         try:

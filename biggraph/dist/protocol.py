@@ -97,12 +97,14 @@ class Submit:
     Args:
         worker: its name.
         fence: of its lease.
+        holding: what it has: the work's buckets, and the one that it was granted since.
         work: everything since the last commit.
         released: partitions that it gives back with it.
     """
 
     worker: str
     fence: Natural
+    holding: Holding
     work: Work
     released: tuple[PartitionKey, ...] = ()
 

@@ -67,7 +67,9 @@ class Session:
     ) -> None:
         self._call, self._worker, self._incarnation = call, worker, incarnation
         self._fingerprint, self._needs = fingerprint, needs
-        self._lock = threading.Lock()  # over what `renew` reads
+        # One request at a time, until its answer is taken in: a renewal that said what is no
+        # longer so would mislead a coordinator that has just started.
+        self._turn = threading.Lock()
         self.fence = 0
         self.ttl_s = float("inf")
         self.rate = 1.0
@@ -96,10 +98,10 @@ class Session:
         Raises:
             BigGraphError: the coordinator refuses this worker, or the run has failed.
         """
-        self._incarnation += 1
-        hello = Hello(self._worker, self._incarnation, self._fingerprint)
-        welcome = self._expect(hello, Welcome)
-        with self._lock:
+        with self._turn:
+            self._incarnation += 1
+            hello = Hello(self._worker, self._incarnation, self._fingerprint)
+            welcome = self._expect(hello, Welcome)
             self.fence, self.ttl_s, self.rate = welcome.fence, welcome.ttl_s, welcome.rate
             self.heads, self._known = dict(welcome.heads), welcome.known
             self._holding = Holding()
@@ -117,21 +119,21 @@ class Session:
             LeaseLostError: the lease has ended.
             BigGraphError: the run has failed.
         """
-        request = Acquire(self.fence, self._holding, tuple(cached), self._known)
-        answer: Task = self._expect(request, Grant, Validate, Wait, Finished)
-        if not isinstance(answer, Grant):
-            return answer, frozenset()
-        changed = self._learn(answer.heads)
-        self._known = answer.known
-        with self._lock:
+        with self._turn:
+            request = Acquire(self.fence, self._holding, tuple(cached), self._known)
+            answer: Task = self._expect(request, Grant, Validate, Wait, Finished)
+            if not isinstance(answer, Grant):
+                return answer, frozenset()
+            changed = self._learn(answer.heads)
+            self._known = answer.known
             held = (self.held - changed) | self._needs[answer.bucket]
             trained = self._holding.trained
             self._holding = Holding(answer.epoch, trained, answer.bucket, tuple(sorted(held)))
-        return answer, changed
+            return answer, changed
 
     def finish(self, buckets: Iterable[Bucket]) -> None:
         """Count buckets as trained, though not committed."""
-        with self._lock:
+        with self._turn:
             before = self._holding
             self._holding = Holding(before.epoch, (*before.trained, *buckets), None, before.held)
 
@@ -143,27 +145,27 @@ class Session:
             BigGraphError: the run has failed.
         """
         released = tuple(released)
-        request = Submit(self._worker, self.fence, work, released)
-        committed = self._expect(request, Committed)
-        with self._lock:
+        with self._turn:
             before = self._holding
+            request = Submit(self._worker, self.fence, before, work, released)
+            committed = self._expect(request, Committed)
             left = tuple(b for b in before.trained if b not in set(work.buckets))
             self._holding = Holding(before.epoch, left, before.running, before.held)
             self.fence = committed.next
-        self.heads |= {head.key: head.saved for head in work.partitions}
-        self._let_go(released)
+            self.heads |= {head.key: head.saved for head in work.partitions}
+            self._let_go(released)
 
     def give_back(self, partitions: Iterable[PartitionKey]) -> None:
         """Let others have partitions in which nothing is uncommitted; raises as `acquire`."""
         released = tuple(partitions)
-        self._let_go(released)
-        self._expect(GiveBack(self.fence, released), Done)
+        with self._turn:
+            self._let_go(released)
+            self._expect(GiveBack(self.fence, released), Done)
 
     def renew(self, edges: int) -> None:
         """Say that this worker is alive, from any thread; raises as `acquire`."""
-        with self._lock:
-            request = Renew(self.fence, self._holding, edges)
-        self._expect(request, Done)
+        with self._turn:
+            self._expect(Renew(self.fence, self._holding, edges), Done)
 
     def evaluated(self, epoch: int, metrics: Mapping[str, object]) -> None:
         """Report the metrics of a validation; raises as `acquire`."""
@@ -183,10 +185,9 @@ class Session:
         return frozenset(changed)
 
     def _let_go(self, keys: Iterable[PartitionKey]) -> None:
-        with self._lock:
-            before = self._holding
-            held = tuple(key for key in before.held if key not in set(keys))
-            self._holding = Holding(before.epoch, before.trained, before.running, held)
+        before = self._holding
+        held = tuple(key for key in before.held if key not in set(keys))
+        self._holding = Holding(before.epoch, before.trained, before.running, held)
 
     def _expect(self, request: Request, *kinds: type) -> Any:
         answer = self._ask(request)
