@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,6 +19,7 @@ from biggraph.config import Config, load_config
 from biggraph.dist.endpoint import find_secret
 from biggraph.dist.protocol import AskStatus, Status
 from biggraph.dist.remote import Patience, RemoteCoordinator
+from biggraph.dist.transport import open_line
 from biggraph.errors import FormatError, Interrupted, LinkLost
 from biggraph.evaluate import evaluate as evaluation
 from biggraph.evaluate.evaluate import Settings
@@ -138,7 +140,12 @@ def status(path: str | Path) -> dict[str, Any]:
     config = Config.from_json(state.config, f"{path}: log")
     secret = find_secret(folder_of(place), config.cluster.secret_file, create=False).key
     remote = RemoteCoordinator(
-        lambda: endpoint, secret, "status", time.time_ns(), Patience(_ANSWER_S, 0.0)
+        lambda: endpoint,
+        partial(open_line, config.cluster),
+        secret,
+        "status",
+        time.time_ns(),
+        Patience(_ANSWER_S, 0.0),
     )
     try:
         answer = remote(AskStatus())

@@ -231,6 +231,17 @@ class ClusterSection(Section):
         None, strict=False, description="job secret, readable by its owner alone; default: "
         "the environment's BIGGRAPH_SECRET, else `secret` in the run directory"
     )  # fmt: skip
+    transport: Literal["torch", "flight"] = Field(
+        "torch", description='"flight" (Arrow) encrypts, for networks that you do not trust'
+    )
+    tls_cert: Path | None = Field(
+        None, strict=False, description="flight: PEM that the coordinator shows"
+    )
+    tls_key: Path | None = Field(None, strict=False, description="flight: PEM, its key")
+    tls_ca: Path | None = Field(
+        None, strict=False, description="flight: PEM that workers trust; default: the "
+        "certificate in endpoint.json in the run directory"
+    )  # fmt: skip
     lease_ttl: Duration = Field(60.0, gt=0, description="silence after which a worker is given up")
     wait: Duration = Field(600.0, gt=0, description="how long a worker waits for a coordinator")
     sync_every: Duration = Field(

@@ -13,7 +13,7 @@ import socket
 import stat
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -36,6 +36,8 @@ class Endpoint(BaseModel):
         host: name or address that workers connect to.
         port: of the mailbox.
         job: id of the job.
+        transport: what is spoken there.
+        certificate: PEM that it shows, for those who were given no other; None: without TLS.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -44,6 +46,8 @@ class Endpoint(BaseModel):
     host: str = Field(min_length=1, max_length=253)
     port: int = Field(ge=1, le=65535)
     job: str = Field(min_length=1, max_length=200)
+    transport: Literal["torch", "flight"] = "torch"
+    certificate: str | None = None
 
 
 class Secret(NamedTuple):

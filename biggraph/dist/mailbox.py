@@ -15,11 +15,12 @@ from datetime import timedelta
 
 from torch.distributed import DistStoreError, QueueEmptyError, TCPStore  # type: ignore[attr-defined]
 
+from biggraph.dist.answering import answer_call
 from biggraph.dist.endpoint import Endpoint, advertised_host
 from biggraph.dist.link import Body, Handler
-from biggraph.dist.messages import Envelope, Identity, Reason, Refused, Verifier, answer
+from biggraph.dist.messages import Envelope, Identity, Reason, Refused, Verifier
 from biggraph.dist.store import StoreLine, connect_store, host_store
-from biggraph.errors import BigGraphError, LinkLost, RemoteError
+from biggraph.errors import LinkLost, RemoteError
 
 _LOG = logging.getLogger(__name__)
 
@@ -147,13 +148,9 @@ class MailboxServer:
         store.queue_push(queue, reply)
 
     def _reply(self, request: Envelope, body: Body) -> bytes:
-        try:
-            reply = self._handler(request.sender, request.incarnation, body)
-            return answer(self._secret, request, "reply", {"reply": reply})
-        except Exception as error:  # noqa: BLE001 - a defect must not end the loop
-            self.failed += 1
-            _LOG.exception("mailbox: a request of %s failed", request.sender)
-            return answer(self._secret, request, "reply", {"error": _describe(error)})
+        reply, succeeded = answer_call(self._handler, self._secret, request, body)
+        self.failed += not succeeded
+        return reply
 
     def _drop_late_replies(self, store: TCPStore, sender: str, queue: str) -> None:
         """Empty the queue that a sender no longer reads, so that it holds at most one reply."""
@@ -162,11 +159,6 @@ class MailboxServer:
             while store.queue_len(old):
                 store.queue_pop(old, block=False)
         self._reply_queues[sender] = queue
-
-
-def _describe(error: Exception) -> str:
-    text = str(error)[:2000]
-    return text if isinstance(error, BigGraphError) else f"{type(error).__name__}: {text}"
 
 
 class MailboxLink:

@@ -10,25 +10,20 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from biggraph.dist import frames
+from biggraph.dist.answering import VectorHandler, answer_exchange
 from biggraph.dist.endpoint import Endpoint, address_towards
 from biggraph.dist.frames import Pair
 from biggraph.dist.link import Body
-from biggraph.dist.messages import Envelope, Identity, Reason, Refused, Verifier, answer
+from biggraph.dist.messages import Identity, Reason, Refused, Verifier
 from biggraph.dist.store import StoreLine, connect_store
-from biggraph.errors import BigGraphError, LinkLost, RemoteError
+from biggraph.errors import LinkLost, RemoteError
 
 _LOG = logging.getLogger(__name__)
-
-# (sender, header, payload) -> (header, payload); the payload that it is given is overwritten by
-# the next exchange of the pair. Called by the threads of all pairs at the same time.
-PairHandler = Callable[[str, Body, Tensor], tuple[Body, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -52,7 +47,7 @@ class PairServer:
     """Serves pairs, each in a thread of its own. Does nothing until `accept`.
 
     Args:
-        handler: see `PairHandler`. What it raises becomes an error for the client.
+        handler: see `VectorHandler`. What it raises becomes an error for the client.
         secret: of the job.
         endpoint: of the mailbox in this process, whose store pairs meet in.
         limits: what a pair puts up with.
@@ -60,7 +55,7 @@ class PairServer:
 
     def __init__(
         self,
-        handler: PairHandler,
+        handler: VectorHandler,
         secret: bytes,
         endpoint: Endpoint,
         limits: PairLimits = PairLimits(),
@@ -135,22 +130,10 @@ class PairServer:
             request = verifier.check(message)
             found = frames.announced(request.body, key, limits.floats)
             payload = pair.receive_payload(found, time.monotonic() + limits.exchange_s)
-            reply, payload = self._answer(request, key, found.header, payload)
+            reply, payload = answer_exchange(
+                self._handler, self._secret, request, found.header, payload
+            )
             pair.send(reply, payload, time.monotonic() + limits.exchange_s)
-
-    def _answer(
-        self, request: Envelope, key: str, header: Body, payload: Tensor
-    ) -> tuple[bytes, Tensor]:
-        try:
-            header, payload = self._handler(request.sender, header, payload)
-            body = frames.announce(key, header, frames.checked(payload))
-            return frames.fitting(answer(self._secret, request, "answer", body)), payload.detach()
-        except Exception as error:  # noqa: BLE001 - a defect must not end the pair
-            _LOG.exception("pair %s: an exchange failed", key)
-            nothing = torch.empty(0)
-            text = str(error) if isinstance(error, BigGraphError) else repr(error)
-            body = {**frames.announce(key, {}, nothing), "error": text[:500]}
-            return frames.fitting(answer(self._secret, request, "answer", body)), nothing
 
 
 class PairClient:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +15,9 @@ from typing import Any
 from torch import Tensor
 
 from biggraph.dist.endpoint import Endpoint
-from biggraph.dist.mailbox import MailboxLink
 from biggraph.dist.messages import Identity
-from biggraph.dist.pairs import PairClient
-from biggraph.dist.protocol import Connect, Reply, Request, decode_reply, encode
+from biggraph.dist.protocol import Reply, Request, decode_reply, encode
+from biggraph.dist.transport import Line
 from biggraph.errors import LinkLost, RemoteError
 
 _PAUSE_S = 0.2  # between two attempts
@@ -43,6 +41,7 @@ class RemoteCoordinator:
 
     Args:
         find: reads where the coordinator is, None where none has started yet.
+        connect: returns a line to it, for this worker.
         secret: of the job.
         worker: name of this worker.
         incarnation: rises with every start of a worker of this name.
@@ -53,18 +52,18 @@ class RemoteCoordinator:
     def __init__(
         self,
         find: Callable[[], Endpoint | None],
+        connect: Callable[[Endpoint, Identity], Line],
         secret: bytes,
         worker: str,
         incarnation: int,
         patience: Patience = Patience(),
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._find, self._secret = find, secret
+        self._find, self._connect, self._secret = find, connect, secret
         self._worker, self._incarnation = worker, incarnation
         self._patience, self._sleep = patience, sleep
         self._lock = threading.Lock()
-        self._line: tuple[Endpoint, Identity, MailboxLink] | None = None
-        self._pair: tuple[Endpoint, PairClient] | None = None
+        self._line: tuple[Endpoint, Line] | None = None
         self.attempts = 0
 
     def __call__(self, request: Request) -> Reply:
@@ -116,14 +115,22 @@ class RemoteCoordinator:
             self._sleep(_PAUSE_S)
 
     def _call(self, body: dict[str, Any]) -> dict[str, Any]:
-        endpoint, _, link = self._reach()
+        endpoint, line = self._reach()
         try:
-            return link.call(body, self._patience.answer_s)
+            return line.call(body, self._patience.answer_s)
         except LinkLost:
             self._leave(endpoint)
             raise
 
-    def _reach(self) -> tuple[Endpoint, Identity, MailboxLink]:
+    def _exchange(self, header: dict[str, Any], vector: Tensor) -> tuple[dict[str, Any], Tensor]:
+        endpoint, line = self._reach()
+        try:
+            return line.exchange(header, vector, self._patience.answer_s)
+        except LinkLost:
+            self._leave(endpoint)
+            raise
+
+    def _reach(self) -> tuple[Endpoint, Line]:
         """Return the line to the coordinator, a new one if it has moved."""
         with self._lock:
             if self._line is None:
@@ -131,7 +138,7 @@ class RemoteCoordinator:
                 if endpoint is None:
                     raise LinkLost("no coordinator has started yet")
                 identity = Identity(self._secret, endpoint.job, self._worker, self._incarnation)
-                self._line = (endpoint, identity, MailboxLink(identity, endpoint))
+                self._line = (endpoint, self._connect(endpoint, identity))
             return self._line
 
     def _leave(self, endpoint: Endpoint) -> None:
@@ -143,24 +150,5 @@ class RemoteCoordinator:
 
     def _drop(self) -> None:
         if self._line is not None:
-            self._line[2].close()
-        if self._pair is not None:
-            self._pair[1].close()
-        self._line, self._pair = None, None
-
-    def _exchange(self, header: dict[str, Any], vector: Tensor) -> tuple[dict[str, Any], Tensor]:
-        endpoint, identity, _ = self._reach()
-        if self._pair is None or self._pair[0] != endpoint:
-            self._pair = (endpoint, self._join(endpoint, identity))
-        try:
-            return self._pair[1].exchange(header, vector, self._patience.answer_s)
-        except LinkLost:
-            self._pair = None
-            raise
-
-    def _join(self, endpoint: Endpoint, identity: Identity) -> PairClient:
-        key = f"{self._worker}-{uuid.uuid4().hex}"
-        self._call(encode(Connect(key)))
-        pair = PairClient(identity, endpoint, key)
-        pair.join(self._patience.answer_s)
-        return pair
+            self._line[1].close()
+        self._line = None

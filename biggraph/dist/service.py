@@ -1,15 +1,14 @@
 """The coordinator as a service: answers what comes over the wires, and watches the clock.
 
 One request at a time reaches the coordinator. What ends it (a full disk, another coordinator)
-surfaces in `run`. Knows the coordinator, the parameter server and the transports; nothing of how
-they do it.
+surfaces in `run`. Knows the coordinator, the parameter server and that there are
+transports; nothing of how they do it.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -17,9 +16,7 @@ from torch import Tensor
 
 from biggraph import errors
 from biggraph.dist.coordinator import Coordinator
-from biggraph.dist.endpoint import Endpoint, new_id
-from biggraph.dist.mailbox import MailboxServer
-from biggraph.dist.pairs import PairServer
+from biggraph.dist.endpoint import Endpoint
 from biggraph.dist.parameter_server import ParameterServer
 from biggraph.dist.protocol import (
     AskStatus,
@@ -34,7 +31,9 @@ from biggraph.dist.protocol import (
     decode_request,
     encode,
 )
+from biggraph.dist.transport import Handlers, Server, open_server
 from biggraph.errors import BigGraphError, InputError, StorageError
+from biggraph.sections import ClusterSection
 
 _TICK_S = 0.2
 
@@ -59,27 +58,21 @@ class Service:
         self._coordinator, self._parameters, self._clock = coordinator, parameters, clock
         self._lock = threading.Lock()
         self._broken: BigGraphError | None = None
-        self._mailbox: MailboxServer | None = None
-        self._pairs: PairServer | None = None
+        self._server: Server | None = None
 
-    def open(self, secret: bytes, job: str, bind: str, port: int) -> Endpoint:
-        """Listen, and return where.
+    def open(self, section: ClusterSection, secret: bytes, job: str) -> Endpoint:
+        """Listen as `[cluster]` says, and return where.
 
         Raises:
-            StorageError: the address is taken or is not this machine's.
+            ConfigError: as `open_server`.
         """
-        self._mailbox = MailboxServer.open(
-            self.answer, secret=secret, job=job, term=new_id(), bind=bind, port=port
-        )
-        self._pairs = PairServer(self._exchange, secret, self._mailbox.endpoint)
-        return self._mailbox.endpoint
+        self._server = open_server(section, Handlers(self.answer, self._exchange), secret, job)
+        return self._server.endpoint
 
     def close(self) -> None:
         """Stop listening."""
-        if self._pairs is not None:
-            self._pairs.close()
-        if self._mailbox is not None:
-            self._mailbox.close()
+        if self._server is not None:
+            self._server.close()
 
     def answer(self, sender: str, incarnation: int, body: dict[str, Any]) -> dict[str, Any]:
         """Answer one request.
@@ -100,8 +93,8 @@ class Service:
         if isinstance(request, Connect):
             if not request.key.startswith(f"{sender}-"):
                 raise InputError(f"{sender} asks for the pair of another worker")
-            assert self._pairs is not None
-            self._pairs.accept(request.key)
+            assert self._server is not None
+            self._server.accept(request.key)
             return encode(Done())
         with self._lock:
             return encode(self._handle(request))
@@ -151,11 +144,7 @@ class Service:
         return reply
 
     def _refused(self) -> dict[str, int]:
-        refused: Counter[str] = Counter()
-        for source in (self._mailbox, self._pairs):
-            if source is not None:
-                refused.update({str(reason): n for reason, n in source.refused.items()})
-        return dict(refused)
+        return {} if self._server is None else {str(r): n for r, n in self._server.refused.items()}
 
     def _exchange(
         self, sender: str, header: dict[str, Any], vector: Tensor

@@ -39,7 +39,7 @@ def host_store(bind: str, port: int) -> TCPStore:
     Raises:
         ConfigError: the address is not this machine's, or the port is taken.
     """
-    listener = _listen(bind, port)
+    listener = listen(bind, port)
     port = listener.getsockname()[1]
     return TCPStore(
         _ANY.get(bind, bind),
@@ -51,26 +51,36 @@ def host_store(bind: str, port: int) -> TCPStore:
     )
 
 
-def _listen(bind: str, port: int) -> socket.socket:
+def listen(bind: str, port: int, prefix: str = "cluster.") -> socket.socket:
+    """Return a socket that listens on this address alone.
+
+    Args:
+        bind: as in `host_store`.
+        port: 0 for any that is free.
+        prefix: of the keys or options that gave them, for messages.
+
+    Raises:
+        ConfigError: as `host_store`.
+    """
     try:
         found = socket.getaddrinfo(bind, port, type=socket.SOCK_STREAM)
         family, kind, protocol, _, address = found[0]
         listener = socket.socket(family, kind, protocol)
     except OSError as error:
-        raise _cannot_listen(bind, port, error) from error
+        raise _cannot_listen(bind, port, prefix, error) from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
-        raise _cannot_listen(bind, port, error) from error
+        raise _cannot_listen(bind, port, prefix, error) from error
     return listener
 
 
-def _cannot_listen(bind: str, port: int, error: OSError) -> ConfigError:
+def _cannot_listen(bind: str, port: int, prefix: str, error: OSError) -> ConfigError:
     return ConfigError(
-        f"cluster.bind = {bind!r}, cluster.port = {port}: cannot listen there: "
+        f"{prefix}bind = {bind!r}, {prefix}port = {port}: cannot listen there: "
         f"{error.strerror or error}; give an address of this machine and a free port (0: any)"
     )
 

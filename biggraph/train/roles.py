@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -27,6 +28,7 @@ from biggraph.dist.parameters import SharedParameters
 from biggraph.dist.remote import Patience, RemoteCoordinator
 from biggraph.dist.service import Service
 from biggraph.dist.session import LeaseLostError, Session
+from biggraph.dist.transport import open_line
 from biggraph.errors import BigGraphError, LinkLost
 from biggraph.log import Reporter
 from biggraph.storage.files import read_arrays
@@ -78,7 +80,7 @@ class CoordinatorRole:
             secret = find_secret(folder_of(directory.place), cluster.secret_file, create=True)
             require_secret_beyond_loopback(cluster.bind, secret)
             service = _build_service(ground, directory, reporter)
-            endpoint = service.open(secret.key, ground.fingerprint[:16], cluster.bind, cluster.port)
+            endpoint = service.open(cluster, secret.key, ground.fingerprint[:16])
             directory.place.replace(ENDPOINT_FILE, encode_endpoint(endpoint))
         except BaseException:
             directory.close()
@@ -153,7 +155,8 @@ class WorkerRole:
         facts = _wait_for_run(place, patience.coordinator_s)
         secret = find_secret(folder_of(place), config.cluster.secret_file, create=False).key
         started = time.time_ns()
-        remote = RemoteCoordinator(lambda: find_endpoint(place), secret, name, started, patience)
+        find, connect = partial(find_endpoint, place), partial(open_line, config.cluster)
+        remote = RemoteCoordinator(find, connect, secret, name, started, patience)
         session = Session(remote, name, started, ground.fingerprint, ground.needs)
         model = ground.model()
         parameters = SharedParameters(model.parameters, remote.exchange, config.cluster.sync_every)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -46,6 +47,11 @@ class Processes:
         """Return the process and the endpoint of a new coordinator."""
         said = self._start(role="serve", term=term, port=port)
         return said["pid"], Endpoint(term=term, host="127.0.0.1", port=said["port"], job="j")
+
+    def offer(self, transport: str, port: int = 0) -> tuple[int, Endpoint]:
+        """Return the process and the endpoint of a new coordinator on either transport."""
+        said = self._start(role="offer", transport=transport, port=port)
+        return said["pid"], Endpoint(**said["endpoint"])
 
     def worker(self, endpoint: Endpoint, sender: str) -> int:
         """Return the process of a new worker that has joined its pair."""
@@ -95,3 +101,22 @@ def connect():
     yield make
     for link in links:
         link.close()
+
+
+@pytest.fixture(scope="session")
+def pem(tmp_path_factory):
+    """Return the paths of certificates with keys: "a" and "b" signed by themselves, "c" by "ca"."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl to make certificates")
+    folder = tmp_path_factory.mktemp("pem")
+    extensions = "subjectAltName=IP:127.0.0.1"
+    new = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    for name in ("a", "b", "ca", "c"):
+        signer = ["-CA", "ca.pem", "-CAkey", "ca.key"] if name == "c" else []
+        added = ["-addext", extensions] if name != "ca" else []
+        subprocess.run(
+            ["openssl", "req", "-x509", *new, "-subj", f"/CN={name}", *added, *signer,
+             "-keyout", f"{name}.key", "-out", f"{name}.pem"],
+            cwd=folder, check=True, capture_output=True,
+        )  # fmt: skip
+    return {path.name: path for path in folder.iterdir()}

@@ -16,6 +16,8 @@ from biggraph.dist.endpoint import Endpoint
 from biggraph.dist.mailbox import MailboxLink, MailboxServer
 from biggraph.dist.messages import Identity
 from biggraph.dist.pairs import PairClient, PairLimits, PairServer
+from biggraph.dist.transport import Handlers, open_server
+from biggraph.sections import ClusterSection
 
 SECRET = b"a secret of the tests"
 PR_SET_PDEATHSIG = 1
@@ -45,6 +47,20 @@ def serve(term: str, port: int) -> None:
     )
     pairs = PairServer(double, SECRET, server.endpoint, PairLimits(join_s=5.0, exchange_s=5.0))
     say({"port": server.port})
+    signal.pause()
+
+
+def offer(transport: str, port: int) -> None:
+    """Be a coordinator on either transport that echoes requests and doubles vectors."""
+
+    def handle(sender, incarnation, body):
+        time.sleep(body.get("sleep", 0))
+        return body
+
+    handlers = Handlers(handle, lambda sender, header, payload: (header, payload * 2))
+    section = ClusterSection(transport=transport, port=port)
+    server = open_server(section, handlers, SECRET, "j")
+    say({"endpoint": server.endpoint.model_dump()})
     signal.pause()
 
 
@@ -83,7 +99,8 @@ if __name__ == "__main__":
         if pid == 0:
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
             options = json.loads(line)
-            {"serve": serve, "work": work, "leave": leave}[options.pop("role")](**options)
+            roles = {"serve": serve, "offer": offer, "work": work, "leave": leave}
+            roles[options.pop("role")](**options)
             os._exit(0)
         if json.loads(line)["role"] == "leave":
             say({"status": os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])})
