@@ -39,8 +39,8 @@ ROW_BYTES = 4 * DIMENSION + 4  # float32, one row-wise Adagrad sum
 EDGE_BYTES = 12  # three int32
 SLOTS = 4  # partitions in a worker's memory
 
-# Hours on that many machines with that many partitions, Tables 3 and 4 of the same paper; ten
-# epochs, D = 100, one machine trains without partitions. Full Freebase and Twitter.
+# Hours on that many machines with that many partitions, Tables 3 and 4 of the same paper: full
+# Freebase and Twitter, unpartitioned on one machine. Ten epochs, D = 100 and 90 % are assumed.
 PUBLISHED = {
     "freebase": (121.2e6, 0.9 * 2.725e9, {1: (1, 30.0), 2: (4, 23.0), 4: (8, 13.0), 8: (16, 7.7)}),
     "twitter": (41.65e6, 0.9 * 1.468e9, {1: (1, 18.0), 2: (4, 9.8), 4: (8, 6.5), 8: (16, 3.4)}),
