@@ -247,6 +247,9 @@ class RunDirectory:
     def collect_garbage(self, keep: Iterable[FileRef] = ()) -> int:
         """Remove files that the last commit, snapshots, live leases and `keep` do not need.
 
+        Those of fences that this log does not know stay: a writer that froze here and has been
+        replaced meanwhile must not remove what its successor's workers wrote.
+
         Returns:
             The number of files removed.
 
@@ -255,7 +258,8 @@ class RunDirectory:
         """
         named = {ref.path for ref in (*self.state.files(), *keep)}
         names = [name for name in layout.data_files(self.place) if name not in named]
-        return self._remove_dead(names)
+        known = max(self._fence, self.state.fence)
+        return self._remove_dead(name for name in names if (layout.fence_of(name) or 0) <= known)
 
     def remove(self, ref: FileRef) -> None:
         """Remove a file that no state names any more; raises as `collect_garbage`."""

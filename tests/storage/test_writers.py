@@ -109,6 +109,17 @@ def test_a_writer_that_lost_the_race_for_a_record_removes_nothing(trained, monke
     assert Checkpoint.open(trained, "latest").verify() == []
 
 
+@pytest.mark.usefixtures("no_locks")
+def test_a_replaced_writer_removes_nothing_of_its_successor(trained):
+    """The old writer froze before it removed garbage, and wakes when the new one has committed."""
+    with RunDirectory.resume(trained) as old:
+        old.begin_lease("w", 1)
+        with working(trained) as (new, cache):
+            commit(new, trained_tables(cache))
+            old.collect_garbage()
+    assert Checkpoint.open(trained, "latest").verify() == []
+
+
 @pytest.mark.parametrize("damage", ["gone", "shorter", "longer"])
 def test_a_commit_of_files_that_are_not_there_as_they_were_is_refused(trained, damage):
     with working(trained) as (worker, cache):
