@@ -63,6 +63,17 @@ class Board:
                 self._finish(scheduler, holder)
         return True
 
+    def granted(self, holder: Holder, holding: Holding) -> bool:
+        """Tell whether a worker has only what it was granted.
+
+        An answer that was on its way when an earlier coordinator ended may have granted it more,
+        which others may have been granted since.
+        """
+        own = set(holder.finished)
+        if self._scheduler is not None:
+            own.add(self._scheduler.running(holder.worker))  # type: ignore[arg-type]
+        return own.issuperset(holding.trained) and holding.running in {None, *own}
+
     def commit(self, holder: Holder, buckets: Iterable[Bucket]) -> None:
         """Count buckets of a worker for good."""
         scheduler, committed = self._scheduler, set(buckets)

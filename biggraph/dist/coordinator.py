@@ -256,8 +256,9 @@ class Coordinator:
             ended = self.state.ended.get(request.worker)
             repeated = ended is not None and ended[0] == request.fence
             return Committed(ended[1]) if ended and repeated else _lost(request.fence)
-        if not holder.known and not self._adopt(holder, request.holding):
-            return self._refuse(request, FormatError("others have done what it did"))
+        if not self._may_have(holder, request.holding):
+            self._end(request.fence, _NOT_ITS_OWN)
+            return Lost(_NOT_ITS_OWN)
         before = self.state.present.files()
         try:
             delta = self._parameters.check(request.work) if self._parameters else None
@@ -301,7 +302,7 @@ class Coordinator:
         self._board.end()
         if self._parameters:
             self._parameters.rebase(self._run)
-        self._run.collect_garbage()
+        self._run.collect_garbage(ref for _, ref in self._retired)
         self._chronicle.end_epoch(self.state)
 
     def _refuse(self, request: Submit, error: FormatError) -> Reply:
@@ -361,15 +362,17 @@ class Coordinator:
         holder = self._holders.get(fence)
         if holder is None:
             return None
-        if not holder.known and not self._adopt(holder, holding):
-            self._end(fence, "what it has, others have or have done")
+        if not self._may_have(holder, holding):
+            self._end(fence, _NOT_ITS_OWN)
             return None
         holder.deadline = now + self._ttl
         holder.holding = holding
         return holder
 
-    def _adopt(self, holder: Holder, holding: Holding) -> bool:
-        """Let a worker that outlived an earlier coordinator keep what it has, if it can."""
+    def _may_have(self, holder: Holder, holding: Holding) -> bool:
+        """Tell whether a worker may have what it says; one that outlived a coordinator keeps it."""
+        if holder.known:
+            return self._board.granted(holder, holding)
         holder.known = True
         return self._board.adopt(self.state, holder, holding)
 
@@ -393,3 +396,4 @@ def _lost(fence: int) -> Lost:
 
 _OTHER_RUN = "worker {}: has another run file or graph than the coordinator; give all the same"
 _OTHER_START = "worker {0}: another of that name has started later; set BIGGRAPH_WORKER for each"
+_NOT_ITS_OWN = "what it has, others have or have done"

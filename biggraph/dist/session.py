@@ -110,7 +110,7 @@ class Session:
         """Ask what to do next.
 
         Args:
-            cached: partitions not held whose tables in memory are those of `heads`.
+            cached: partitions whose tables in memory are those of `heads`, held or not.
 
         Returns:
             What to do, and the partitions that others have changed since the last call.
@@ -126,9 +126,11 @@ class Session:
                 return answer, frozenset()
             changed = self._learn(answer.heads)
             self._known = answer.known
-            held = (self.held - changed) | self._needs[answer.bucket]
-            trained = self._holding.trained
-            self._holding = Holding(answer.epoch, trained, answer.bucket, tuple(sorted(held)))
+            before = self._holding
+            # An epoch begins with nothing held: all of the last one is committed.
+            kept = self.held - changed if answer.epoch == before.epoch else frozenset()
+            held = tuple(sorted(kept | self._needs[answer.bucket]))
+            self._holding = Holding(answer.epoch, before.trained, answer.bucket, held)
             return answer, changed
 
     def finish(self, buckets: Iterable[Bucket]) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from biggraph.dist.parameters import Keeper
-from biggraph.dist.protocol import Finished, Grant, Validate
+from biggraph.dist.protocol import Finished, Grant, Validate, Wait
 from biggraph.dist.session import LeaseLostError, Session, Task
 from biggraph.errors import DivergenceError, FormatError, Interrupted, LinkLost, StorageError
 from biggraph.log import MetricsLog
@@ -35,7 +35,8 @@ Validation = Callable[[Callable[[int, int], None]], dict[str, Any]]
 Clock = Callable[[], float]
 Partitions = frozenset[PartitionKey]
 
-_IDLE_S = 0.05  # between two questions of a worker that has to wait
+_IDLE_S = 0.02  # between the first two questions of a worker that has to wait, doubled each time
+_LONGEST_IDLE_S = 0.25
 
 
 @dataclass(frozen=True)
@@ -216,6 +217,7 @@ class Trainer:
         raise error
 
     def _work(self) -> Finished:
+        idle_s = _IDLE_S
         while True:
             task = self._ask()
             if isinstance(task, Finished):
@@ -228,17 +230,18 @@ class Trainer:
                 self._commit(task.evict)
             else:
                 self._give_back(task.evict)
-                self.sleep(_IDLE_S)
+                self.sleep(idle_s)
+            idle_s = min(2 * idle_s, _LONGEST_IDLE_S) if isinstance(task, Wait) else _IDLE_S
             if self._stop_requested:
                 return self._stop()
 
     def _ask(self) -> Task:
         """Ask what to do next, and forget the tables that others have changed."""
-        held, heads = self.session.held, self.session.heads
+        heads = self.session.heads
         cached = [
             key
             for key, chain in self.cache.chains().items()
-            if key not in held and key in heads and heads[key].chain == chain
+            if key in heads and heads[key].chain == chain
         ]
         task, changed = self.session.acquire(cached)
         if changed:
