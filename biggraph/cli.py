@@ -161,6 +161,17 @@ def worker(
     cluster.work(config, overrides, name=name, quiet=quiet)
 
 
+@app.command("parameter-server", epilog=_example("biggraph parameter-server run.toml --index 0"))
+def parameter_server(
+    config: Annotated[Path, typer.Argument(help="Run file (TOML) of the coordinator.")],
+    overrides: Annotated[list[str], typer.Argument(help="Dotted overrides: key.sub=value.")] = [],  # noqa: B006
+    index: Annotated[int, typer.Option(min=0, help="Which, from 0.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Serve one slice of large relation parameters; may be ended and started again at any time."""
+    cluster.serve_parameters(config, overrides, index=index, quiet=quiet)
+
+
 @app.command(epilog=_example("biggraph status runs/a"))
 def status(checkpoint: Checkpoint, as_json: AsJson = False) -> None:
     """Say how a run stands: progress, workers, leases, time left."""

@@ -1,4 +1,4 @@
-"""The verbs of a cluster: coordinate, work, ask for the status; and training on one machine.
+"""The verbs of a cluster: coordinate, work, serve parameters, ask how it stands; and all at once.
 
 Opens roles, passes signals on and shows progress; computes nothing itself.
 """
@@ -30,7 +30,9 @@ from biggraph.storage.opening import folder_of, open_place
 from biggraph.storage.run import read_state
 from biggraph.train import local
 from biggraph.train.checks import required_paths
-from biggraph.train.roles import CoordinatorRole, WorkerRole, find_endpoint, worker_name
+from biggraph.train.meeting import find_endpoint
+from biggraph.train.parameter_role import ParameterServerRole
+from biggraph.train.roles import CoordinatorRole, WorkerRole, worker_name
 from biggraph.train.trainer import TrainResult, Validation
 
 _ANSWER_S = 3.0  # for a coordinator to say how its run stands
@@ -103,6 +105,37 @@ def work(
                 return role.run()
         finally:
             role.close()
+
+
+def serve_parameters(
+    config: str | Path, overrides: Sequence[str] = (), *, index: int, quiet: bool = False
+) -> None:
+    """Serve one slice of the relation parameters to workers, until the run is finished.
+
+    Args:
+        config: the run file that the coordinator has.
+        overrides: dotted overrides, the same too.
+        index: of the slice, from 0 to `cluster.parameter_servers` - 1.
+        quiet: show no progress.
+
+    Raises:
+        ConfigError: the run file is wrong, or has no server of this number.
+        LinkLost: no coordinator has begun the run for `cluster.wait`.
+        Interrupted: a signal ended it; workers wait for the next one.
+    """
+    local.die_with_parent()
+    stop = threading.Event()
+    with Reporter(quiet=quiet) as reporter:
+        role = ParameterServerRole.open(
+            load_config(config, overrides), index=index, reporter=reporter
+        )
+        try:
+            with stopping_on_signals(stop.set):
+                finished = role.run(stop)
+        finally:
+            role.close()
+    if not finished:
+        raise Interrupted("parameter server stopped; workers wait for another one")
 
 
 def train_together(config: Config, *, restart: bool, reporter: Reporter) -> TrainResult:

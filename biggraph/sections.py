@@ -225,8 +225,15 @@ class ClusterSection(Section):
     """Several workers, on this machine or on many; see docs/distributed.md."""
 
     workers: int = Field(1, ge=1, description="worker processes that `biggraph train` starts")
+    parameter_servers: int = Field(
+        1, ge=1, description="1: inside the coordinator; more: each a process with its slice of "
+        "the relation parameters"
+    )  # fmt: skip
     bind: str = Field("127.0.0.1", description="address that the coordinator listens on")
-    port: int = Field(0, ge=0, le=65535, description="of the coordinator; 0: any that is free")
+    port: int = Field(
+        0, ge=0, le=65535, description="of the coordinator; parameter servers have the next ones; "
+        "0: any that is free"
+    )  # fmt: skip
     secret_file: Path | None = Field(
         None, strict=False, description="job secret, readable by its owner alone; default: "
         "the environment's BIGGRAPH_SECRET, else `secret` in the run directory"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from biggraph.config import Config
 from biggraph.storage.state import RunState
 
 METRIC = "mrr"  # validations are compared by it
@@ -30,6 +31,17 @@ class Plan:
     patience: int
     series: list[Any]
     retries: int
+
+    @classmethod
+    def of(cls, config: Config) -> Plan:
+        """Return the plan of a run file."""
+        return cls(
+            epochs=config.train.epochs,
+            eval_every=config.eval.every,
+            patience=config.eval.patience,
+            series=[config.eval.filtered, config.eval.candidates, config.eval.edges],
+            retries=config.train.retries,
+        )
 
 
 def validation_due(state: RunState, plan: Plan) -> bool:

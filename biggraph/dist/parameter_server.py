@@ -13,7 +13,7 @@ and leases; nothing of relations, sockets or buckets.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -27,30 +27,33 @@ from biggraph.storage.relations import add_delta
 from biggraph.storage.run import RunDirectory
 
 
-class ParameterServer:
-    """Sums up what leases do. Safe to use from several threads.
+class Sums:
+    """A committed vector and what live leases have added to it; safe to use from several threads.
 
     Args:
-        arrays: the committed parameters, values and optimizer state.
-        read: reads a file of a commit.
+        committed: float32 [n]; never changed, only replaced.
     """
 
-    def __init__(self, arrays: Arrays, read: Callable[[FileRef], Arrays]) -> None:
-        self._committed = {name: array.copy() for name, array in arrays.items()}
-        self._read = read
+    def __init__(self, committed: Tensor) -> None:
+        self.committed = committed
         self._deltas: dict[int, Tensor | None] = {}  # None: nothing pushed yet
         self._lock = threading.Lock()
         self.exchanges = 0
 
-    def arrays(self) -> Arrays:
-        """Return a copy of the committed parameters."""
+    @property
+    def fences(self) -> frozenset[int]:
+        """Fences of the live leases."""
         with self._lock:
-            return {name: array.copy() for name, array in self._committed.items()}
+            return frozenset(self._deltas)
 
-    def begin(self, fence: int) -> None:
-        """Take deltas of a lease from now on."""
+    def follow(self, committed: Tensor, fences: Iterable[int]) -> None:
+        """Take over what the log says: the committed vector, and which leases live, in one step.
+
+        The deltas of leases that live on stay; those of others are forgotten.
+        """
         with self._lock:
-            self._deltas.setdefault(fence, None)
+            self.committed = committed
+            self._deltas = {fence: self._deltas.get(fence) for fence in sorted(fences)}
 
     def exchange(self, header: dict[str, Any], delta: Tensor) -> tuple[dict[str, Any], Tensor]:
         """Take a lease's cumulative delta, and return everything but that.
@@ -61,12 +64,12 @@ class ParameterServer:
 
         Returns:
             header: {"live": whether the lease is; if not, its delta was not taken}.
-            view: committed parameters + deltas of all other leases, float32 [n].
+            view: committed + deltas of all other leases, float32 [n].
 
         Raises:
             FormatError: a vector of another size.
         """
-        fence, size = header.get("fence"), sum(a.size for a in self._committed.values())
+        fence, size = header.get("fence"), self.committed.numel()
         if delta.numel() not in (0, size):
             raise FormatError(f"{delta.numel():,} relation parameters, expected {size:,}")
         with self._lock:
@@ -74,11 +77,42 @@ class ParameterServer:
             live = isinstance(fence, int) and fence in self._deltas
             if isinstance(fence, int) and live and delta.numel():
                 self._deltas[fence] = delta.clone()
-            view = flatten(self._committed)
+            view = self.committed.clone()
             for other in sorted(self._deltas.keys() - {fence}):
                 if (pushed := self._deltas[other]) is not None:
                     view += pushed
         return {"live": live}, view
+
+
+class ParameterServer:
+    """The parameter server inside the coordinator, which tells it what counts.
+
+    Args:
+        arrays: the committed parameters, values and optimizer state.
+        read: reads a file of a commit.
+    """
+
+    def __init__(self, arrays: Arrays, read: Callable[[FileRef], Arrays]) -> None:
+        self._committed = {name: array.copy() for name, array in arrays.items()}
+        self._read = read
+        self._sums = Sums(flatten(self._committed))
+
+    @property
+    def exchanges(self) -> int:
+        """Exchanges so far."""
+        return self._sums.exchanges
+
+    def exchange(self, header: dict[str, Any], delta: Tensor) -> tuple[dict[str, Any], Tensor]:
+        """Take a lease's cumulative delta, and return everything but that; see `Sums.exchange`."""
+        return self._sums.exchange(header, delta)
+
+    def arrays(self) -> Arrays:
+        """Return a copy of the committed parameters."""
+        return {name: array.copy() for name, array in self._committed.items()}
+
+    def begin(self, fence: int) -> None:
+        """Take deltas of a lease from now on."""
+        self._sums.follow(self._sums.committed, self._sums.fences | {fence})
 
     def check(self, work: Work) -> Arrays:
         """Return the delta of a commit.
@@ -101,15 +135,12 @@ class ParameterServer:
 
     def commit(self, fence: int, following: int, delta: Arrays) -> None:
         """Count a lease's delta for good; its worker goes on under another lease."""
-        with self._lock:
-            self._deltas.pop(fence, None)
-            self._deltas[following] = None
-            add_delta(self._committed, delta, f"lease {fence}")
+        add_delta(self._committed, delta, f"lease {fence}")
+        self._sums.follow(flatten(self._committed), self._sums.fences - {fence} | {following})
 
     def drop(self, fence: int) -> None:
         """Forget a lease."""
-        with self._lock:
-            self._deltas.pop(fence, None)
+        self._sums.follow(self._sums.committed, self._sums.fences - {fence})
 
     def rebase(self, run: RunDirectory) -> None:
         """Write the committed parameters as the new base; raises StorageError."""

@@ -6,13 +6,13 @@ Knows parameters and files; nothing of leases, buckets or sockets.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from biggraph.dist.vector import add_to, flatten, set_to, unflatten
+from biggraph.dist.vector import add_to, cut, flatten, set_to, unflatten
 from biggraph.errors import DivergenceError, LinkLost, RemoteError
 from biggraph.model.relations import RelationParameters
 from biggraph.storage.files import Arrays, FileRef
@@ -84,23 +84,28 @@ class Exchange(Protocol):
 
 
 class SharedParameters:
-    """One worker's copy of parameters that a `ParameterServer` keeps for several.
+    """One worker's copy of parameters that parameter servers keep for several workers.
 
     The copy is `reference` + what this worker did since its lease began; `reference` is the
-    server's view without that. An exchange replaces the reference, and adds the difference to the
-    copy in use rather than replacing it, so that steps taken meanwhile are not lost.
+    servers' view without that. An exchange replaces the reference, and adds the difference to the
+    copy in use rather than replacing it, so that steps taken meanwhile are not lost. Each server
+    has a slice of all this; one that does not answer leaves its slice as it is.
 
     Args:
         parameters: in use by the training threads.
-        exchange: with the parameter server; raises LinkLost.
+        servers: exchanges with each parameter server, in the order of their slices.
         every_s: seconds between two exchanges in the background.
     """
 
-    def __init__(self, parameters: RelationParameters, exchange: Exchange, every_s: float) -> None:
-        self._parameters, self._exchange, self._every_s = parameters, exchange, every_s
+    def __init__(
+        self, parameters: RelationParameters, servers: Sequence[Exchange], every_s: float
+    ) -> None:
+        self._parameters, self._every_s = parameters, every_s
         self._arrays = parameters.arrays()
         self._turn = threading.Lock()  # one exchange, save or begin at a time
         self._reference = flatten(self._arrays)
+        size, count = len(self._reference), len(servers)
+        self._servers = [(cut(size, index, count), call) for index, call in enumerate(servers)]
         self._saved: Tensor | None = None  # the copy as it was saved, until that counts
         self._fence = 0
         self._stop = threading.Event()
@@ -120,26 +125,30 @@ class SharedParameters:
             self._thread.join()
 
     def begin(self, fence: int) -> None:
-        """Set the copy to the server's view; raises LinkLost."""
+        """Set the copy to the servers' view; raises LinkLost."""
         with self._turn:
             self._fence, self._saved = fence, None
             self._pull()
 
     def exchange(self) -> None:
-        """Push what this worker did, pull what others did; raises LinkLost."""
+        """Push what this worker did, pull what others did, as far as servers answer."""
         with self._turn:
             if self._saved is not None or not self._fence:
                 return  # between save and commit, the copy is both the worker's and the run's
             with self._parameters.lock:
                 delta = flatten(self._arrays) - self._reference
-            answer, view = self._exchange({"fence": self._fence}, delta, patient=False)
-            self.bytes_exchanged += delta.nbytes + view.nbytes
-            if not answer.get("live"):
-                return
-            view = view.clone()
+            change = torch.zeros_like(delta)
+            for part, call in self._servers:
+                try:
+                    live, view = self._ask(call, part, delta[part], patient=False)
+                except (LinkLost, RemoteError):
+                    self.lost += 1  # the next one carries everything
+                    continue
+                if live:
+                    change[part] = view - self._reference[part]
+                    self._reference[part] = view
             with self._parameters.lock:
-                add_to(self._arrays, view - self._reference)
-            self._reference = view
+                add_to(self._arrays, change)
 
     def save(self, store: DiskStore) -> tuple[FileRef | None, FileRef | None]:
         """Write what this worker did since its lease began.
@@ -164,20 +173,33 @@ class SharedParameters:
             self._reference, self._saved, self._fence = self._saved, None, fence
 
     def end(self) -> None:
-        """Set the copy to the server's view; raises LinkLost."""
+        """Set the copy to the servers' view; raises LinkLost."""
         with self._turn:
             self._pull()
 
     def _pull(self) -> None:
-        _, view = self._exchange({"fence": self._fence}, torch.empty(0), patient=True)
-        self.bytes_exchanged += view.nbytes
-        self._reference = view.clone()
+        views = []
+        for part, call in self._servers:
+            _, view = self._ask(call, part, torch.empty(0), patient=True)
+            views.append(view.clone())
+        self._reference = torch.cat(views)
         with self._parameters.lock:
             set_to(self._arrays, self._reference)
 
+    def _ask(
+        self, call: Exchange, part: slice, delta: Tensor, *, patient: bool
+    ) -> tuple[bool, Tensor]:
+        """Exchange one slice; return whether the lease is known there, and the view."""
+        header = {"fence": self._fence, "fresh": patient}
+        answer, view = call(header, delta, patient=patient)
+        self.bytes_exchanged += delta.nbytes + view.nbytes
+        if len(view) != len(self._reference[part]):
+            raise RemoteError(
+                f"a parameter server keeps {len(view):,} numbers where this worker expected "
+                f"{len(self._reference[part]):,}; give all the same cluster.parameter_servers"
+            )
+        return bool(answer.get("live")), view
+
     def _loop(self) -> None:
         while not self._stop.wait(self._every_s):
-            try:
-                self.exchange()
-            except (LinkLost, RemoteError):
-                self.lost += 1  # the next one carries everything
+            self.exchange()

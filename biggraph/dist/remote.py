@@ -30,10 +30,12 @@ class Patience:
     Args:
         answer_s: for an answer, before it asks again.
         coordinator_s: for any coordinator, before it gives up.
+        whom: it waits for: the command that starts one.
     """
 
     answer_s: float = 10.0
     coordinator_s: float = 600.0
+    whom: str = "coordinator"
 
 
 class RemoteCoordinator:
@@ -108,9 +110,10 @@ class RemoteCoordinator:
             except (LinkLost, RemoteError) as error:
                 self.attempts += 1
                 if time.monotonic() > deadline:
+                    whom = self._patience.whom
                     raise LinkLost(
-                        f"no coordinator has answered for {self._patience.coordinator_s:g} s "
-                        f"({error}); start one with `biggraph coordinator` and this worker again"
+                        f"no {whom} has answered for {self._patience.coordinator_s:g} s "
+                        f"({error}); start one with `biggraph {whom}` and this worker again"
                     ) from error
             self._sleep(_PAUSE_S)
 
@@ -136,7 +139,7 @@ class RemoteCoordinator:
             if self._line is None:
                 endpoint = self._find()
                 if endpoint is None:
-                    raise LinkLost("no coordinator has started yet")
+                    raise LinkLost(f"no {self._patience.whom} has started yet")
                 identity = Identity(self._secret, endpoint.job, self._worker, self._incarnation)
                 self._line = (endpoint, self._connect(endpoint, identity))
             return self._line

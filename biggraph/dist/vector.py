@@ -21,6 +21,15 @@ def flatten(arrays: Mapping[str, NDArray[np.float32]]) -> Tensor:
     return torch.from_numpy(np.concatenate(parts, dtype=np.float32))
 
 
+def cut(size: int, index: int, count: int) -> slice:
+    """Return where slice `index` of `count` lies in a vector of that size.
+
+    >>> [cut(7, index, 3) for index in range(3)]
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 7, None)]
+    """
+    return slice(size * index // count, size * (index + 1) // count)
+
+
 def unflatten(vector: Tensor, like: Mapping[str, NDArray[np.float32]]) -> Arrays:
     """Return views of a vector with the names and shapes of `like`."""
     return dict(_slices(vector, like))

@@ -89,6 +89,15 @@ def replay(place: Place) -> list[Record]:
     return records
 
 
+def read(place: Place, number: int) -> Record | None:
+    """Return the record of that number, None where it is not written yet; raises as `replay`."""
+    name = record_name(number)
+    try:
+        return decode(place.read(name), number, place.where(name))
+    except FileNotFoundError:
+        return None
+
+
 def encode(record: Record) -> bytes:
     """Return the bytes of a record: one line of JSON with sorted keys."""
     content = {"version": VERSION, "number": record.number, "kind": record.kind}

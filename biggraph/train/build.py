@@ -165,13 +165,7 @@ def build_coordinator(
         parameters: shared by several workers; None in a world of one.
     """
     config = ground.config
-    plan = Plan(
-        epochs=config.train.epochs,
-        eval_every=config.eval.every,
-        patience=config.eval.patience,
-        series=[config.eval.filtered, config.eval.candidates, config.eval.edges],
-        retries=config.train.retries,
-    )
+    plan = Plan.of(config)
     return Coordinator(
         directory,
         plan,

@@ -1,6 +1,6 @@
-"""A cluster on one machine: the coordinator in this process, workers in processes of their own.
+"""A cluster on one machine: the coordinator in this process, the others in processes of their own.
 
-A worker that dies is started again; a signal to this process reaches all of them. Knows processes;
+One that dies is started again; a signal to this process reaches all workers. Knows processes;
 nothing of what they do.
 """
 
@@ -12,10 +12,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from biggraph.config import Config
 from biggraph.errors import BigGraphError, Interrupted
@@ -27,57 +26,65 @@ from biggraph.train.trainer import TrainResult
 
 PARENT_VARIABLE = "BIGGRAPH_PARENT"
 
-_RESTARTS = 10  # of one worker, before something is taken to be wrong
+_RESTARTS = 10  # of one process, before something is taken to be wrong
 _LOOK_S = 0.1
 _GRACE_S = 60.0  # for a worker to finish its bucket and commit
 _FINAL = (0, 2, 3)  # exit codes after which starting again would change nothing
 _SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 
 
-class Workers:
-    """Worker processes of one run.
+class Children:
+    """Processes of one run.
 
     Args:
-        run_file: that all of them read.
-        count: how many.
+        commands: arguments of `biggraph` by the name of the process.
     """
 
-    def __init__(self, run_file: Path, count: int) -> None:
-        self._run_file = run_file
-        self._names = [f"worker-{index}" for index in range(count)]
+    def __init__(self, commands: Mapping[str, Sequence[str]]) -> None:
+        self._commands = commands
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._starts = dict.fromkeys(self._names, 0)
+        self._starts = dict.fromkeys(commands, 0)
         self._ending = False
 
     def start(self) -> None:
-        """Start every worker."""
-        for name in self._names:
+        """Start every process."""
+        for name in self._commands:
             self._start(name)
 
     def watch(self) -> int | None:
-        """Start workers again that died; return an exit code once all have ended for good.
+        """Start processes again that died; return an exit code once all have ended for good.
 
         Returns:
             None while some are alive; then 0, or the worst code with which one ended.
         """
         codes = {name: process.poll() for name, process in self._processes.items()}
         for name, code in codes.items():
-            crashed = code is not None and code not in _FINAL and not self._ending
-            if crashed and self._starts[name] <= _RESTARTS:
+            if code is not None and not self._has_ended(name, code):
                 self._start(name)
                 codes[name] = None
         ended = [code for code in codes.values() if code is not None]
-        return max(map(abs, ended)) if len(ended) == len(codes) else None
+        return max(map(abs, ended), default=0) if len(ended) == len(codes) else None
+
+    def failed(self) -> bool:
+        """Tell whether one has ended for good, and not because its work was done."""
+        codes = {name: process.poll() for name, process in self._processes.items()}
+        return any(code and self._has_ended(name, code) for name, code in codes.items())
 
     def terminate(self) -> None:
-        """Ask every worker to finish its bucket, commit and end; harder when asked again."""
+        """Ask every process to end: a worker after its bucket; harder when asked again."""
         self._ending = True
         for process in self._processes.values():
             with suppress(ProcessLookupError):
                 process.terminate()
 
+    def await_end(self, grace_s: float) -> None:
+        """Wait for the processes to end by themselves, for so long each."""
+        for process in self._processes.values():
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(grace_s)
+
     def close(self, grace_s: float) -> None:
-        """Wait for the workers to end, and kill those that do not."""
+        """Wait for the processes to end, and kill those that do not."""
         self._ending = True
         for process in self._processes.values():
             try:
@@ -86,10 +93,13 @@ class Workers:
                 process.kill()
                 process.wait()
 
+    def _has_ended(self, name: str, code: int) -> bool:
+        return code in _FINAL or self._ending or self._starts[name] > _RESTARTS
+
     def _start(self, name: str) -> None:
         self._starts[name] += 1
         self._processes[name] = subprocess.Popen(
-            [sys.executable, "-m", "biggraph", "worker", str(self._run_file), "--quiet"],
+            [sys.executable, "-m", "biggraph", *self._commands[name], "--quiet"],
             env=_environment(name),
             start_new_session=True,  # a Ctrl-C reaches this process, which passes it on once
         )
@@ -101,10 +111,11 @@ def _environment(name: str) -> Mapping[str, str]:
 
 @dataclass
 class LocalCluster:
-    """A coordinator in this process and its workers. Made by `open_cluster`."""
+    """A coordinator in this process, and the processes around it. Made by `open_cluster`."""
 
     role: CoordinatorRole
-    workers: Workers
+    servers: Children
+    workers: Children
     ended: threading.Event
 
     def stop(self) -> None:
@@ -118,26 +129,32 @@ class LocalCluster:
             Interrupted: `stop` was called; everything trained is committed.
             BigGraphError: the run has failed, or its workers have.
         """
+        self.servers.start()
         self.workers.start()
         threading.Thread(target=self._watch, name="workers", daemon=True).start()
         result = self.role.run(self.ended)
         if result is not None:
+            self.servers.await_end(_GRACE_S)  # they read in the log that the run is finished
             return result
+        if self.servers.failed():
+            raise BigGraphError("a parameter server has ended; see its message above")
         code = self.workers.watch()
         if code in (128 + signal.SIGINT, signal.SIGTERM, 0):
             raise Interrupted("stopped; everything trained so far is committed")
         raise BigGraphError(f"the workers ended with exit code {code}; see their messages above")
 
     def close(self) -> None:
-        """End the workers, then the coordinator."""
-        self.workers.terminate()
-        self.workers.close(_GRACE_S)
+        """End the workers, then those whom they need."""
+        for children in (self.workers, self.servers):
+            children.terminate()
+            children.close(_GRACE_S)
         self.ended.set()
         self.role.close()
 
     def _watch(self) -> None:
         while not self.ended.wait(_LOOK_S):
-            if self.workers.watch() is not None:
+            self.servers.watch()
+            if self.servers.failed() or self.workers.watch() is not None:
                 self.ended.wait(1.0)  # the coordinator may be about to see the end of the run
                 self.ended.set()
 
@@ -149,8 +166,14 @@ def open_cluster(config: Config, *, restart: bool, reporter: Reporter) -> LocalC
         BigGraphError: as `CoordinatorRole.open`.
     """
     role = CoordinatorRole.open(config, restart=restart, reporter=reporter)
-    run_file = local_copy(role.directory.place, CONFIG)
-    return LocalCluster(role, Workers(run_file, config.cluster.workers), threading.Event())
+    run_file = str(local_copy(role.directory.place, CONFIG))
+    count, workers = config.cluster.parameter_servers, config.cluster.workers
+    servers = {
+        f"parameter-server-{index}": ["parameter-server", run_file, "--index", str(index)]
+        for index in range(count if count > 1 else 0)
+    }
+    named = {f"worker-{index}": ["worker", run_file] for index in range(workers)}
+    return LocalCluster(role, Children(servers), Children(named), threading.Event())
 
 
 def die_with_parent() -> None:

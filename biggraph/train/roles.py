@@ -9,6 +9,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,7 +21,6 @@ from biggraph.dist.endpoint import (
     Endpoint,
     encode_endpoint,
     find_secret,
-    parse_endpoint,
     require_secret_beyond_loopback,
 )
 from biggraph.dist.parameter_server import ParameterServer
@@ -29,14 +29,13 @@ from biggraph.dist.remote import Patience, RemoteCoordinator
 from biggraph.dist.service import Service
 from biggraph.dist.session import LeaseLostError, Session
 from biggraph.dist.transport import open_line
-from biggraph.errors import BigGraphError, LinkLost
+from biggraph.errors import BigGraphError
 from biggraph.log import Reporter
 from biggraph.storage.files import read_arrays
 from biggraph.storage.metrics import keep_metrics
 from biggraph.storage.opening import folder_of, open_place
 from biggraph.storage.place import Place
-from biggraph.storage.records import InitFacts
-from biggraph.storage.run import RunDirectory, read_facts
+from biggraph.storage.run import RunDirectory
 from biggraph.train.build import (
     WorkerParts,
     build_coordinator,
@@ -46,11 +45,11 @@ from biggraph.train.build import (
 )
 from biggraph.train.checks import required_paths
 from biggraph.train.ground import Ground
+from biggraph.train.meeting import find_endpoint, parameters_file, wait_for_run
 from biggraph.train.trainer import Trainer, TrainResult, Validation
 
 WORKER_VARIABLE = "BIGGRAPH_WORKER"
 
-_LOOK_S = 0.2  # between two looks for a coordinator
 _RENEWALS = 6  # within the time after which a lease expires
 
 
@@ -136,7 +135,7 @@ class WorkerRole:
     trainer: Trainer
     session: Session
     parameters: SharedParameters
-    remote: RemoteCoordinator
+    lines: list[RemoteCoordinator]
 
     @classmethod
     def open(
@@ -152,19 +151,24 @@ class WorkerRole:
         ground = Ground.of(config)
         _, path = required_paths(config)
         place, patience = open_place(path), Patience(coordinator_s=config.cluster.wait)
-        facts = _wait_for_run(place, patience.coordinator_s)
+        facts = wait_for_run(place, patience.coordinator_s)
         secret = find_secret(folder_of(place), config.cluster.secret_file, create=False).key
         started = time.time_ns()
         find, connect = partial(find_endpoint, place), partial(open_line, config.cluster)
         remote = RemoteCoordinator(find, connect, secret, name, started, patience)
         session = Session(remote, name, started, ground.fingerprint, ground.needs)
         model = ground.model()
-        parameters = SharedParameters(model.parameters, remote.exchange, config.cluster.sync_every)
+        servers = [
+            RemoteCoordinator(where, connect, secret, name, started, for_long)
+            for where, for_long in _parameter_servers(config, place)
+        ]
+        calls = [server.exchange for server in servers or [remote]]
+        parameters = SharedParameters(model.parameters, calls, config.cluster.sync_every)
         metrics = keep_metrics(place, f"metrics-{quote(name, safe='')}.jsonl")
         metrics.write("start", worker=name)
         parts = WorkerParts(model, facts, place, metrics, reporter)
         trainer = build_trainer(ground, parts, session, parameters, validate, together=False)
-        return cls(trainer, session, parameters, remote)
+        return cls(trainer, session, parameters, [remote, *servers])
 
     def run(self) -> TrainResult:
         """Train until the run is finished; raises as `Trainer.run`."""
@@ -181,7 +185,8 @@ class WorkerRole:
     def close(self) -> None:
         """Stop background threads and leave the coordinator."""
         self.trainer.close()
-        self.remote.close()
+        for line in self.lines:
+            line.close()
 
     def _renew(self, ended: threading.Event) -> None:
         """Say that this worker is alive, often enough to keep its lease."""
@@ -198,34 +203,20 @@ class WorkerRole:
                 continue  # what is wrong will show in the loop
 
 
+def _parameter_servers(
+    config: Config, place: Place
+) -> list[tuple[Callable[[], Endpoint | None], Patience]]:
+    """Return how to find each parameter server that is not in the coordinator, and its patience."""
+    count, wait = config.cluster.parameter_servers, config.cluster.wait
+    return [
+        (
+            partial(find_endpoint, place, parameters_file(index)),
+            Patience(coordinator_s=wait, whom=f"parameter-server --index {index}"),
+        )
+        for index in range(count if count > 1 else 0)
+    ]
+
+
 def worker_name() -> str:
     """Return the name of the worker in this process: given by its environment, or made up."""
     return os.environ.get(WORKER_VARIABLE) or f"{socket.gethostname()}-{os.getpid()}"
-
-
-def find_endpoint(place: Place) -> Endpoint | None:
-    """Return where the coordinator of a run is, None where none has started yet.
-
-    Raises:
-        FormatError: the file that says so is damaged.
-    """
-    try:
-        data = place.read(ENDPOINT_FILE)
-    except FileNotFoundError:
-        return None
-    return parse_endpoint(data, place.where(ENDPOINT_FILE))
-
-
-def _wait_for_run(place: Place, wait_s: float) -> InitFacts:
-    """Return the facts of a run that its coordinator may still have to begin."""
-    deadline = time.monotonic() + wait_s
-    while True:
-        facts, endpoint = read_facts(place), find_endpoint(place)
-        if facts is not None and endpoint is not None:
-            return facts
-        if time.monotonic() > deadline:
-            raise LinkLost(
-                f"{place}: no coordinator has begun this run for {wait_s:g} s; start one with "
-                "`biggraph coordinator`, with the same run file"
-            )
-        time.sleep(_LOOK_S)

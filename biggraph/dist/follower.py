@@ -1,0 +1,120 @@
+"""A parameter server of its own: one slice of the parameters, kept in step with the log.
+
+All it knows comes from storage: the log says which leases live and what is committed, base and
+delta files hold the numbers. So it may be killed and started again at any time, and nobody has to
+tell it anything. It sees the log a little late: a lease that it has not seen yet is answered like
+one that has ended, and that lease's next push carries everything. Knows the log and vectors;
+nothing of sockets, workers or buckets.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from biggraph.dist.parameter_server import Sums
+from biggraph.dist.vector import cut, flatten
+from biggraph.errors import FormatError
+from biggraph.storage import log
+from biggraph.storage.files import FileRef, read_arrays
+from biggraph.storage.place import RESTORE, Place
+from biggraph.storage.run import read_state
+from biggraph.storage.state import RunState
+
+_ATTEMPTS = 20
+
+
+class Follower:
+    """Serves slice `index` of `count`. Safe to use from several threads; reads, never writes.
+
+    Args:
+        place: of the run.
+        index: of the slice, from 0.
+        count: of slices.
+    """
+
+    def __init__(self, place: Place, index: int, count: int) -> None:
+        self._place, self._index, self._count = place, index, count
+        self._lock = threading.Lock()  # one catches up at a time
+        self._state: RunState | None = None
+        self._last: log.Record | None = None  # the newest in the state
+        self._folded: tuple[FileRef, ...] = ()  # base and deltas that the sums hold
+        self._size = 0  # of all slices
+        self._sums = Sums(torch.empty(0))
+
+    @property
+    def state(self) -> RunState:
+        """What the log said when it was last read; `catch_up` has to come first."""
+        assert self._state is not None
+        return self._state
+
+    @property
+    def committed(self) -> Tensor:
+        """The committed parameters of this slice."""
+        return self._sums.committed
+
+    def catch_up(self) -> None:
+        """Take over every record that was written up to now.
+
+        Raises:
+            FormatError: the log or a file that it names is damaged.
+            StorageError: the place refused.
+        """
+        with self._lock:
+            for _ in range(_ATTEMPTS):
+                try:
+                    self._read_log()
+                    self._fold()
+                    return
+                except FileNotFoundError as error:
+                    missing = error.filename  # a later record has made it garbage
+            raise FormatError(f"{missing}: missing{RESTORE}")
+
+    def exchange(self, header: dict[str, Any], delta: Tensor) -> tuple[dict[str, Any], Tensor]:
+        """Exchange as `Sums.exchange`.
+
+        Args:
+            header: {"fence": of the lease, "fresh": whether to read the log up to its end first}.
+            delta: float32 [n of this slice], or empty.
+
+        Raises:
+            FormatError: a vector of another size, or as `catch_up`.
+            StorageError: as `catch_up`.
+        """
+        if header.get("fresh"):
+            self.catch_up()
+        return self._sums.exchange(header, delta)
+
+    def _read_log(self) -> None:
+        """Apply new records; begin again where the run itself was begun again."""
+        if self._last is None or log.read(self._place, self._last.number) != self._last:
+            self._state = None
+        if self._state is None:
+            self._state = read_state(self._place)
+            self._last = log.read(self._place, self._state.number - 1)
+        while (record := log.read(self._place, self._state.number)) is not None:
+            self._state, self._last = self._state.apply(record), record
+
+    def _fold(self) -> None:
+        """Sum up what is committed, in the order of the log; raises FileNotFoundError."""
+        state = self.state
+        wanted, held = state.present.parameter_files(), self._folded
+        committed = self._sums.committed
+        if wanted[: len(held)] != held:
+            held, committed = (), torch.empty(0)
+        for ref in wanted[len(held) :]:
+            part = self._slice(ref, base=ref == wanted[0])
+            committed = committed + part if committed.numel() else part
+        self._sums.follow(committed, state.leases)
+        self._folded = wanted
+
+    def _slice(self, ref: FileRef, *, base: bool) -> Tensor:
+        whole = flatten(read_arrays(self._place, ref)[0])
+        if base:
+            self._size = len(whole)
+        if len(whole) != self._size:
+            raise FormatError(f"{self._place.where(ref.path)}: not the parameters of this run")
+        return whole[cut(self._size, self._index, self._count)].clone()
