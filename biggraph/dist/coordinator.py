@@ -111,8 +111,8 @@ class Coordinator:
         self._changed = {key: run.state.number for key in run.state.heads}
         self._refused: dict[str, int] = {}
         self._retired: deque[tuple[float, FileRef]] = deque()
-        self._failure: Failed | None = None
-        self._edges = 0
+        self.failure: Failed | None = None  # why the run cannot go on
+        self.edges = 0  # trained and committed since this coordinator began
         self._answers: dict[type, Callable[[Any, float], Reply]] = {
             Hello: self._hello,
             Acquire: self._acquire,
@@ -138,16 +138,6 @@ class Coordinator:
         early = self.state.epoch < self._plan.epochs
         return Finished(self.state.epoch, course.best(self.state, self._plan), early)
 
-    @property
-    def edges(self) -> int:
-        """Edges trained and committed since this coordinator began."""
-        return self._edges
-
-    @property
-    def failure(self) -> Failed | None:
-        """Why the run cannot go on, or None."""
-        return self._failure
-
     def start(self, now: float) -> None:
         """Take over the leases of the log: each may live for one more `ttl`."""
         for fence, lease in self.state.leases.items():
@@ -167,8 +157,8 @@ class Coordinator:
                 one has to end.
         """
         self.tick(now)
-        if self._failure is not None and not isinstance(request, AskStatus | Release):
-            return self._failure
+        if self.failure is not None and not isinstance(request, AskStatus | Release):
+            return self.failure
         return self._answers[type(request)](request, now)
 
     def tick(self, now: float) -> None:
@@ -282,7 +272,7 @@ class Coordinator:
         self._changed |= {head.key: self.state.number for head in work.partitions}
         if self._parameters:
             self._parameters.commit(request.fence, following, delta)
-        self._edges += work.edges
+        self.edges += work.edges
         self._chronicle.commit(holder.worker, work)
         if self.state.epoch == work.epoch:
             self._end_epoch()
@@ -310,8 +300,8 @@ class Coordinator:
         refused = self._refused[request.worker] = self._refused.get(request.worker, 0) + 1
         self._end(request.fence, f"refused: {error}")
         if refused >= _REFUSALS:
-            self._failure = Failed(FormatError.__name__, str(error))
-            return self._failure
+            self.failure = Failed(FormatError.__name__, str(error))
+            return self.failure
         return Lost(str(error))
 
     def _evaluated(self, request: Evaluated, now: float) -> Reply:
@@ -337,8 +327,8 @@ class Coordinator:
         slower = course.may_slow_down(self.state, self._plan)
         self._end(request.fence, f"diverged: {request.reason}", 0.5 if slower else 1.0)
         if not slower:
-            self._failure = Failed(DivergenceError.__name__, request.reason)
-            return self._failure
+            self.failure = Failed(DivergenceError.__name__, request.reason)
+            return self.failure
         self._chronicle.diverged(request.reason, self.state.rate)
         return Lost("diverged; goes back to the last commit at half the learning rate")
 
@@ -352,6 +342,8 @@ class Coordinator:
     def _leave(self, request: Release, now: float) -> Reply:
         if request.fence in self._holders:
             self._end(request.fence, "released")
+            if self.end is not None and not self._holders:
+                self._run.collect_garbage()  # nobody is left to read what was replaced
         return Done()
 
     def _status(self, request: AskStatus, now: float) -> Reply:

@@ -1,4 +1,4 @@
-"""The coordinator, asked directly: what it grants, what counts, and what a lost lease takes along."""
+"""The coordinator, asked directly: what it grants, what counts, what a lost lease takes along."""
 
 import math
 
@@ -400,6 +400,7 @@ def test_patience_ends_a_run(make_world):
 def test_files_are_removed_once_nobody_can_read_them(world):
     worker = world.worker("a")
     finish([worker])
+    worker.session.release()
     named = {ref.path for ref in world.coordinator.state.files()}
     assert {n for n in world.run.place.names("parts") if n.endswith(".h5")} == {
         name for name in named if name.startswith("parts/")
