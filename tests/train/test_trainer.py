@@ -21,6 +21,7 @@ from biggraph.storage import fsops
 from biggraph.storage.checkpoint import Checkpoint
 from biggraph.storage.run import RunDirectory
 from biggraph.train.build import build
+from biggraph.train.trainer import Trainer
 from tests.storage.doubles import Crash, Fault
 
 PEOPLE, CITIES, EDGES = 60, 15, 900
@@ -453,3 +454,37 @@ def test_failing_at_the_nth_file_operation_never_loses_a_commit(
         assert checkpoint.verify() == []
         assert len(checkpoint.state.evaluations) == 2
     assert hits > 0.8 * len(range(1, probe.count, step))
+
+
+def test_divergence_goes_back_to_the_last_commit_at_half_the_rate(
+    graph_path, tmp_path, monkeypatch
+):
+    """What diverged leaves no trace but the lower rate: all else is as in a run at that rate."""
+    guard, answers = Trainer._guard, iter([None, "boom", None, "boom"])
+
+    def failing(self, bucket, stats):
+        if next(answers, None):
+            raise DivergenceError("boom")
+        guard(self, bucket, stats)
+
+    monkeypatch.setattr(Trainer, "_guard", failing)
+    config = make_run(graph_path, tmp_path / "run", train__memory=SMALL, train__commit_every="1h")
+    api.train(config, quiet=True)
+    checkpoint = Checkpoint.open(tmp_path / "run", "latest")
+    assert checkpoint.verify() == []
+    assert checkpoint.state.rate == 0.25
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    rates = [line["rate"] for line in map(json.loads, lines) if line["event"] == "diverged"]
+    assert rates == [0.5, 0.25]
+
+    monkeypatch.setattr(Trainer, "_guard", guard)
+    quarter = make_run(
+        graph_path,
+        tmp_path / "quarter",
+        train__memory=SMALL,
+        optimizer__lr=config.optimizer.lr / 4,
+    )
+    api.train(quarter, quiet=True)
+    other = Checkpoint.open(tmp_path / "quarter", "latest")
+    for key in checkpoint.state.facts.schema.partition_keys():
+        assert np.array_equal(checkpoint.rows(key, slice(None)), other.rows(key, slice(None)))
