@@ -1,11 +1,12 @@
 """What do coordinator, parameter server and a second worker cost and bring?
 
-Three measurements, each a JSON line, then a table:
+Four measurements, each a JSON line, then a table:
 
 * `log`: one commit and one acquire at the coordinator, without sockets, at 128 x 128 buckets; of a
   commit, the share that is the write of its record is measured beside it.
-* `scaling`: edges per second of one and of two single-thread workers in interleaved repeats, and
-  the processor time of the coordinator with them, on a synthetic skewed graph.
+* `scaling`: edges per second of one and of two single-thread workers in interleaved repeats, on a
+  synthetic skewed graph.
+* `coordinator`: the share of a core that scheduler and parameter server use with four workers.
 * `traffic`: bytes that workers counted in an epoch, and those that docs/distributed.md predicts.
 
     python benchmarks/cluster.py --repeats 3
@@ -52,7 +53,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--edges", type=int, default=400_000)
     parser.add_argument("--workers", type=int, default=4, help="for the coordinator's share")
-    parser.add_argument("--only", choices=["log", "scaling", "traffic"])
+    parser.add_argument("--share-edges", type=int, default=2_000_000)
+    parser.add_argument("--only", choices=["log", "scaling", "share", "traffic"])
     args = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -62,7 +64,9 @@ def main() -> None:
             graph = make_graph(Path(folder), args.edges)
         if args.only in (None, "scaling"):
             rows += report("scaling", measure_scaling(Path(folder), graph, args.repeats))
-            share = measure_share(Path(folder), graph, args.workers)
+        if args.only in (None, "share"):
+            larger = make_graph(Path(folder), args.share_edges, name="larger")
+            share = measure_share(Path(folder), larger, args.workers)
             rows += report("coordinator", share)
         if args.only in (None, "traffic"):
             rows += report("traffic", measure_traffic(Path(folder), graph))
@@ -140,9 +144,9 @@ def _write_alone(run: RunDirectory, number: int) -> float:
     return time.perf_counter() - start
 
 
-def make_graph(folder: Path, edges: int, entities: int = 100_000, relations: int = 50) -> Path:
+def make_graph(folder: Path, edges: int, name: str = "graph", entities: int = 100_000) -> Path:
     """Import a skewed random graph in 8 partitions."""
-    generator = np.random.default_rng(0)
+    generator, relations = np.random.default_rng(0), 50
     ends = [(entities * generator.random(edges) ** 2).astype(np.int64) for _ in range(2)]
     table = pa.table(
         {
@@ -151,8 +155,8 @@ def make_graph(folder: Path, edges: int, entities: int = 100_000, relations: int
             "tail": [f"e{i}" for i in ends[1]],
         }
     )
-    api.import_graph(table, folder / "graph", partitions=8, quiet=True)
-    return folder / "graph"
+    api.import_graph(table, folder / name, partitions=8, quiet=True)
+    return folder / name
 
 
 def run_file(folder: Path, graph: Path, workers: int, epochs: int) -> Path:
@@ -201,7 +205,7 @@ def measure_scaling(folder: Path, graph: Path, repeats: int) -> dict[str, float]
 
 def measure_share(folder: Path, graph: Path, workers: int) -> dict[str, float]:
     """Return the share of a core that the coordinator's process uses while workers train."""
-    path = run_file(folder, graph, workers, epochs=4)
+    path = run_file(folder, graph, workers, epochs=1)
     path.write_text(path.read_text().replace(f"workers = {workers}", "workers = 1"))
     begin = [sys.executable, "-m", "biggraph"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -223,10 +227,10 @@ def measure_share(folder: Path, graph: Path, workers: int) -> dict[str, float]:
 
 
 def _sample(pid: int, path: Path, samples: list[tuple[float, float]]) -> None:
-    """Note the time and the processor time of a process from its first finished epoch on."""
+    """Note the time and the processor time of a process from its run's first commit on."""
     process, metrics = psutil.Process(pid), path.with_suffix("") / "metrics.jsonl"
     while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-        if metrics.exists() and epoch_lines(metrics.parent):
+        if metrics.exists() and '"commit"' in metrics.read_text():
             used = process.cpu_times()
             samples.append((time.perf_counter(), used.user + used.system))
         time.sleep(0.2)

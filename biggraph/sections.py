@@ -252,5 +252,5 @@ class ClusterSection(Section):
     lease_ttl: Duration = Field(60.0, gt=0, description="silence after which a worker is given up")
     wait: Duration = Field(600.0, gt=0, description="how long a worker waits for a coordinator")
     sync_every: Duration = Field(
-        0.5, gt=0, description="shortest time between two exchanges of relation parameters"
+        1.0, gt=0, description="shortest time between two exchanges of relation parameters"
     )
