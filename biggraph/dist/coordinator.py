@@ -52,6 +52,7 @@ from biggraph.storage.run import RunDirectory
 from biggraph.storage.state import RunState
 from biggraph.types import PartitionKey
 
+_LOOK_S = 5.0  # between two looks whether another coordinator writes the log
 _REFUSALS = 3  # commits of one worker that the log refuses in a row: a defect, not an accident
 
 
@@ -112,6 +113,7 @@ class Coordinator:
         self._refused: dict[str, int] = {}
         self._retired: deque[tuple[float, FileRef]] = deque()
         self.failure: Failed | None = None  # why the run cannot go on
+        self._look = -math.inf
         self.edges = 0  # trained and committed since this coordinator began
         self._answers: dict[type, Callable[[Any, float], Reply]] = {
             Hello: self._hello,
@@ -162,7 +164,10 @@ class Coordinator:
         return self._answers[type(request)](request, now)
 
     def tick(self, now: float) -> None:
-        """End leases whose time is over; raises as `handle`."""
+        """End leases whose time is over; raises as `handle`, also where nobody asks any more."""
+        if now >= self._look:
+            self._look = now + _LOOK_S
+            self._run.require_own()
         for fence, holder in list(self._holders.items()):
             if now >= holder.deadline:
                 self._end(fence, f"silent for {self._ttl:g} s")

@@ -51,12 +51,21 @@ def append(place: Place, record: Record) -> None:
         StorageError: the number is taken, so another process writes this log; or the place
             refused. The record may or may not be there then: only a replay tells.
     """
-    name = record_name(record.number)
-    if not place.put_if_absent(name, encode(record)):
-        raise StorageError(
-            f"{place.where(name)}: another process has written this record; only one process may "
-            "write a run"
-        )
+    if not place.put_if_absent(record_name(record.number), encode(record)):
+        raise _taken(place, record.number)
+
+
+def require_free(place: Place, number: int) -> None:
+    """Refuse a number that is taken, before anybody writes it; raises StorageError as `append`."""
+    if place.size(record_name(number)) is not None:
+        raise _taken(place, number)
+
+
+def _taken(place: Place, number: int) -> StorageError:
+    return StorageError(
+        f"{place.where(record_name(number))}: another process has written this record; only one "
+        "process may write a run"
+    )
 
 
 def begin_anew(place: Place, later: Sequence[str], first: Record) -> None:

@@ -141,6 +141,19 @@ def check_inside(place: Place, name: str) -> None:
         raise FormatError(f"{place}: file name {name!r} leads outside the run directory")
 
 
+def require_file(place: Place, name: str, size: int) -> None:
+    """Refuse a place where a file is missing, or has another size than the log says.
+
+    Raises:
+        FormatError: it is so.
+    """
+    found = place.size(name)
+    if found is None:
+        raise FormatError(f"{place.where(name)}: missing{RESTORE}")
+    if found != size:
+        raise wrong_size(place.where(name), size, found)
+
+
 def wrong_size(where: str, expected: int, found: int) -> FormatError:
     """Return the error for a file of another size than the log says."""
     return FormatError(f"{where}: expected a file of {expected:,} bytes, found {found:,}{RESTORE}")

@@ -28,7 +28,7 @@ from biggraph.storage import layout, lock, log
 from biggraph.storage.files import Arrays, FileRef
 from biggraph.storage.layout import CONFIG, FOLDERS, METRICS
 from biggraph.storage.opening import open_place
-from biggraph.storage.place import RESTORE, Place, wrong_size
+from biggraph.storage.place import Place, require_file
 from biggraph.storage.records import (
     Based,
     Commit,
@@ -134,7 +134,7 @@ class RunDirectory:
         try:
             state = read_state(place)
             for ref in state.files():
-                _require_file(place, ref)
+                require_file(place, ref.path, ref.size)
             place.check_put_if_absent()
             fence = max(state.fence, layout.highest_fence(place)) + 1
             # Another writer has used no fence above `fence`, so none of its names either.
@@ -213,7 +213,7 @@ class RunDirectory:
                 resume to learn whether the commit counts.
         """
         for ref in work.files():
-            _require_file(self.place, ref)
+            require_file(self.place, ref.path, ref.size)
         following = self._next_fence()
         self._append("commit", Commit(fence, following, work))
         return following
@@ -264,6 +264,10 @@ class RunDirectory:
     def remove(self, ref: FileRef) -> None:
         """Remove a file that no state names any more; raises as `collect_garbage`."""
         self.place.remove(ref.path)
+
+    def require_own(self) -> None:
+        """Refuse where another process has gone on with the run; raises StorageError."""
+        log.require_free(self.place, self.state.number)
 
     def close(self) -> None:
         """Let others write the run."""
@@ -392,11 +396,3 @@ def _prepare(place: Place, config: Config) -> None:
 
 def _first_record(config: Config, facts: InitFacts) -> log.Record:
     return log.Record(0, "init", dump_body("init", Init(facts, config.to_json())))
-
-
-def _require_file(place: Place, ref: FileRef) -> None:
-    found = place.size(ref.path)
-    if found is None:
-        raise FormatError(f"{place.where(ref.path)}: missing{RESTORE}")
-    if found != ref.size:
-        raise wrong_size(place.where(ref.path), ref.size, found)

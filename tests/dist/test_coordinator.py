@@ -22,7 +22,7 @@ from biggraph.dist.protocol import (
 )
 from biggraph.dist.session import LeaseLostError, Session
 from biggraph.dist.status import Chronicle
-from biggraph.errors import ConfigError, DivergenceError, FormatError
+from biggraph.errors import ConfigError, DivergenceError, FormatError, StorageError
 from biggraph.log import MetricsLog, Reporter
 from biggraph.scheduling.scheduler import BucketScheduler
 from biggraph.schema import EntityType, GraphSchema, RelationType
@@ -423,3 +423,12 @@ def test_the_answer_to_a_commit_names_the_next_fence(world):
     assert worker.session.fence > before
     assert Committed(worker.session.fence).next in world.coordinator.state.leases
     assert isinstance(Lost("x").reason, str)
+
+
+def test_a_coordinator_that_nobody_asks_notices_that_it_was_replaced(world):
+    world.coordinator.tick(0.0)
+    world.run.close()
+    RunDirectory.resume(world.path).close()
+    world.coordinator.tick(1.0)
+    with pytest.raises(StorageError, match="another process has written"):
+        world.coordinator.tick(10.0)
