@@ -172,6 +172,30 @@ def parameter_server(
     cluster.serve_parameters(config, overrides, index=index, quiet=quiet)
 
 
+@app.command(
+    "partition-server", epilog=_example("biggraph partition-server /data/runs --port 7070")
+)
+def partition_server(
+    directory: Annotated[Path, typer.Argument(help="Folder below which runs lie.")],
+    bind: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 7070,
+    secret_file: Annotated[
+        Path | None, typer.Option(help="Default: BIGGRAPH_SECRET, else `secret` in the folder.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM; required beyond loopback.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM, its key.")] = None,
+) -> None:
+    """Keep files of runs for machines that share no storage: flight://host:port,…/run."""
+    cluster.serve_partitions(
+        directory,
+        bind,
+        port,
+        secret_file,
+        (tls_cert, tls_key),
+        started=lambda address: print(f"partition server listens on {address}", flush=True),
+    )
+
+
 @app.command(epilog=_example("biggraph status runs/a"))
 def status(checkpoint: Checkpoint, as_json: AsJson = False) -> None:
     """Say how a run stands: progress, workers, leases, time left."""

@@ -16,7 +16,13 @@ from types import FrameType
 from typing import Any
 
 from biggraph.config import Config, load_config
-from biggraph.dist.endpoint import find_secret
+from biggraph.dist.endpoint import (
+    advertised_host,
+    find_secret,
+    require_secret_beyond_loopback,
+)
+from biggraph.dist.flight_server import read_tls
+from biggraph.dist.partition_server import PartitionServer
 from biggraph.dist.protocol import AskStatus, Status
 from biggraph.dist.remote import Patience, RemoteCoordinator
 from biggraph.dist.transport import open_line
@@ -25,6 +31,7 @@ from biggraph.evaluate import evaluate as evaluation
 from biggraph.evaluate.evaluate import Settings
 from biggraph.evaluate.opening import graph_of
 from biggraph.log import Reporter
+from biggraph.storage import fsops
 from biggraph.storage.checkpoint import Checkpoint
 from biggraph.storage.opening import folder_of, open_place
 from biggraph.storage.run import read_state
@@ -136,6 +143,45 @@ def serve_parameters(
             role.close()
     if not finished:
         raise Interrupted("parameter server stopped; workers wait for another one")
+
+
+def serve_partitions(
+    directory: Path,
+    bind: str,
+    port: int,
+    secret_file: Path | None,
+    tls: tuple[Path | None, Path | None],
+    *,
+    started: Callable[[str], None],
+) -> None:
+    """Serve the files of runs below a folder until a signal comes.
+
+    Args:
+        directory: made if it is not there.
+        bind: address to listen on; beyond loopback with TLS and a secret that was given alone.
+        port: 0 for any that is free.
+        secret_file: that clients have too; default: the environment's BIGGRAPH_SECRET, else
+            `secret` in the folder.
+        tls: paths of certificate and key, or None.
+        started: told the address that it listens on.
+
+    Raises:
+        ConfigError: no secret, or it cannot listen there, or must not.
+        StorageError: the folder cannot be made.
+    """
+    local.die_with_parent()
+    stop = threading.Event()
+    server = PartitionServer(directory)
+    fsops.make_folder(directory)
+    secret = find_secret(directory, secret_file, create=True)
+    require_secret_beyond_loopback(bind, secret, "--")
+    port = server.open(secret.key, bind, port, read_tls(*tls, "--"))
+    try:
+        started(f"{advertised_host(bind)}:{port}")
+        with stopping_on_signals(stop.set):
+            stop.wait()
+    finally:
+        server.close()
 
 
 def train_together(config: Config, *, restart: bool, reporter: Reporter) -> TrainResult:

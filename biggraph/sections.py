@@ -217,7 +217,8 @@ class CheckpointSection(Section):
     """Where the run is kept."""
 
     path: PlaceText = Field(
-        description="run directory: log, partitions, metrics; or s3://bucket/prefix"
+        description="run directory: log, partitions, metrics; or s3://bucket/prefix, or "
+        "flight://host:port,…/run"
     )
 
 

@@ -6,26 +6,22 @@ addresses, and no messages.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import secrets
 import socket
-import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from biggraph.errors import ConfigError, FormatError, StorageError
+from biggraph.errors import ConfigError, FormatError
 from biggraph.storage import fsops
+from biggraph.storage.flight import is_loopback, option
+from biggraph.storage.secret import SECRET_VARIABLE, environment_secret, read_secret
 
 ENDPOINT_FILE = "endpoint.json"
 SECRET_FILE = "secret"
-SECRET_VARIABLE = "BIGGRAPH_SECRET"
-MIN_SECRET_BYTES = 16
-
-_MAX_FILE_BYTES = 65536
 
 
 class Endpoint(BaseModel):
@@ -125,9 +121,9 @@ def find_secret(run: Path | None, secret_file: Path | None, *, create: bool) -> 
         StorageError: the file system refused.
     """
     if secret_file is not None:
-        return Secret(_read_secret(secret_file), explicit=True)
-    if value := os.environ.get(SECRET_VARIABLE):
-        return Secret(_long_enough(value.encode(), SECRET_VARIABLE), explicit=True)
+        return Secret(read_secret(secret_file), explicit=True)
+    if (key := environment_secret()) is not None:
+        return Secret(key, explicit=True)
     if run is None:
         raise ConfigError(
             f"no job secret: a run in no folder has none of its own; set {SECRET_VARIABLE} or "
@@ -137,7 +133,7 @@ def find_secret(run: Path | None, secret_file: Path | None, *, create: bool) -> 
     if create:
         with suppress(FileExistsError):
             _create_secret(path)
-    return Secret(_read_secret(path), explicit=False)
+    return Secret(read_secret(path), explicit=False)
 
 
 def _create_secret(path: Path) -> None:
@@ -156,74 +152,23 @@ def _create_secret(path: Path) -> None:
     fsops.sync_folder(path.parent)
 
 
-def _read_secret(path: Path) -> bytes:
-    try:
-        # Not blocking: a named pipe would wait for its writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{path}: no job secret; start the coordinator first, or set {SECRET_VARIABLE} or "
-            "cluster.secret_file"
-        ) from None
-    except OSError as error:
-        raise StorageError(f"{path}: cannot read the job secret: {error.strerror}") from error
-    try:
-        _check_secret_file(os.fstat(descriptor), path)
-        return _long_enough(os.read(descriptor, _MAX_FILE_BYTES), path)
-    finally:
-        os.close(descriptor)
-
-
-def _check_secret_file(found: os.stat_result, path: Path) -> None:
-    if not stat.S_ISREG(found.st_mode):
-        raise ConfigError(f"{path}: the job secret must be a regular file, found something else")
-    if found.st_uid != os.geteuid():
-        raise ConfigError(
-            f"{path}: the job secret belongs to user {found.st_uid}, this process to user "
-            f"{os.geteuid()}; make a copy of your own"
-        )
-    if stat.S_IMODE(found.st_mode) & 0o077:
-        raise ConfigError(
-            f"{path}: others can read or change the job secret (mode "
-            f"{stat.S_IMODE(found.st_mode):04o}); chmod 600 {path}"
-        )
-
-
-def _long_enough(value: bytes, source: object) -> bytes:
-    key = value.strip()
-    if len(key) < MIN_SECRET_BYTES:
-        raise ConfigError(
-            f"{source}: a job secret of {len(key)} bytes; give at least {MIN_SECRET_BYTES}, such "
-            "as from `openssl rand -hex 32`"
-        )
-    return key
-
-
-def require_secret_beyond_loopback(bind: str, secret: Secret) -> None:
+def require_secret_beyond_loopback(bind: str, secret: Secret, prefix: str = "cluster.") -> None:
     """Refuse to listen where other machines can connect, unless the user gave a secret.
+
+    Args:
+        bind: address to listen on.
+        secret: as found.
+        prefix: of the keys or options that gave it, for messages.
 
     Raises:
         ConfigError: the address is not loopback and the secret was made by us.
     """
     if not secret.explicit and not is_loopback(bind):
         raise ConfigError(
-            f"cluster.bind = {bind!r} lets other machines connect; give all of them the same "
-            f"secret: set {SECRET_VARIABLE}, or cluster.secret_file to a file of mode 0600"
+            f"{option(prefix, 'bind')} = {bind!r} lets other machines connect; give all of them "
+            f"the same secret: set {SECRET_VARIABLE}, or {option(prefix, 'secret_file')} to a file "
+            "of mode 0600"
         )
-
-
-def is_loopback(bind: str) -> bool:
-    """Return whether an address or host name means this machine alone.
-
-    >>> is_loopback("127.0.0.1"), is_loopback("::1"), is_loopback("0.0.0.0")
-    (True, True, False)
-    """
-    with suppress(ValueError):
-        return ipaddress.ip_address(bind).is_loopback
-    with suppress(OSError):
-        found = socket.getaddrinfo(bind, None)
-        return all(ipaddress.ip_address(entry[4][0]).is_loopback for entry in found)
-    return False
 
 
 def advertised_host(bind: str) -> str:

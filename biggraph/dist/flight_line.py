@@ -12,7 +12,15 @@ from torch import Tensor
 
 from biggraph.dist import frames
 from biggraph.dist.endpoint import Endpoint
-from biggraph.dist.flight_mailbox import CALL, EXCHANGE, VECTOR, join, purpose, split, vector_of
+from biggraph.dist.flight_mailbox import (
+    CALL,
+    EXCHANGE,
+    VECTOR,
+    join_vector,
+    purpose,
+    split_vector,
+    vector_of,
+)
 from biggraph.dist.link import Body
 from biggraph.dist.messages import Identity, Refused
 from biggraph.errors import LinkLost, RemoteError
@@ -68,9 +76,9 @@ class FlightLine:
         term, sequence = self.endpoint.term, self._identity.next_sequence()
         body = frames.announce(VECTOR, header, vector)
         message = frames.fitting(self._identity.seal("exchange", term, sequence, body))
-        answer = self._caller.call(EXCHANGE, join(message, vector), timeout_s)
+        answer = self._caller.call(EXCHANGE, join_vector(message, vector), timeout_s)
         try:
-            message, data = split(answer)
+            message, data = split_vector(answer)
             reply = self._identity.open_answer("answer", term, sequence, message)
             found, received = vector_of(reply, data)
         except Refused as refusal:

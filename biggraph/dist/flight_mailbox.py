@@ -21,13 +21,12 @@ from biggraph.dist.endpoint import Endpoint, advertised_host
 from biggraph.dist.flight_server import ActionServer, Call, Tls, Unanswered, serve_actions
 from biggraph.dist.link import Handler
 from biggraph.dist.messages import Envelope, Reason, Refused, Verifier
-from biggraph.storage.flight import token
+from biggraph.storage.flight import join, split, token
 
 CALL, EXCHANGE = "call", "exchange"  # actions
 VECTOR = "vector"  # the key that exchanges announce: pairs have one each, here all share one
 
 FLOATS = 2**28  # most that a vector may hold
-_LENGTH_BYTES = 4
 
 
 def purpose(job: str) -> str:
@@ -35,24 +34,21 @@ def purpose(job: str) -> str:
     return f"coordinator {job}"
 
 
-def join(message: bytes, vector: Tensor) -> bytes:
+def join_vector(message: bytes, vector: Tensor) -> bytes:
     """Return the body of an exchange, or of its answer."""
-    length = len(message).to_bytes(_LENGTH_BYTES, "little")
-    return b"".join((length, message, vector.numpy().data.cast("B")))
+    return join(message, vector.numpy().data.cast("B"))
 
 
-def split(body: pa.Buffer) -> tuple[bytes, memoryview]:
+def split_vector(body: pa.Buffer) -> tuple[bytes, memoryview]:
     """Return the sealed message of a body, and the bytes behind it.
 
     Raises:
         Refused: the message is longer than the body, or than it may be.
     """
-    view = memoryview(body)
-    length = int.from_bytes(view[:_LENGTH_BYTES], "little")
-    if length > min(frames.FRAME_BYTES, len(view) - _LENGTH_BYTES):
-        raise Refused("oversized")
-    end = _LENGTH_BYTES + length
-    return view[_LENGTH_BYTES:end].tobytes(), view[end:]
+    try:
+        return split(body, frames.FRAME_BYTES)
+    except ValueError:
+        raise Refused("oversized") from None
 
 
 def vector_of(envelope: Envelope, data: memoryview) -> tuple[frames.Announced, Tensor]:
@@ -155,7 +151,7 @@ class FlightServer:
 
     def _answer_exchange(self, call: Call) -> bytes:
         try:
-            message, data = split(call.body)
+            message, data = split_vector(call.body)
             with self._lock:
                 request = self._vectors.check(message)
             found, vector = vector_of(request, data)
@@ -163,4 +159,6 @@ class FlightServer:
             with self._lock:
                 self._vectors.refused[refusal.reason] += 1
             raise Unanswered(f"refused: {refusal.reason}") from None
-        return join(*answer_exchange(self._exchange, self._secret, request, found.header, vector))
+        return join_vector(
+            *answer_exchange(self._exchange, self._secret, request, found.header, vector)
+        )

@@ -11,15 +11,15 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from pyarrow import flight
 
-from biggraph.dist.endpoint import is_loopback
 from biggraph.dist.store import listen
 from biggraph.errors import ConfigError
-from biggraph.storage.flight import TOKEN_HEADER, location
+from biggraph.storage.flight import TOKEN_HEADER, is_loopback, location, option, read_pem
 
 _LOG = logging.getLogger(__name__)
 
@@ -113,6 +113,25 @@ class _Gate(flight.ServerMiddlewareFactory):  # type: ignore[misc]
             raise flight.FlightUnauthenticatedError("refused: wrong token")
 
 
+def read_tls(certificate: Path | None, key: Path | None, prefix: str) -> Tls | None:
+    """Return what a server shows, None where neither file is given.
+
+    Args:
+        certificate: path of a PEM.
+        key: path of a PEM.
+        prefix: of the keys or options that gave them, for messages.
+
+    Raises:
+        ConfigError: one is missing or cannot be read.
+    """
+    names = (option(prefix, "tls_cert"), option(prefix, "tls_key"))
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise ConfigError(f"{names[0]} and {names[1]}: give both or neither")
+    return Tls(read_pem(certificate, names[0]), read_pem(key, names[1]))
+
+
 def serve_actions(
     actions: Mapping[str, Action],
     token: str,
@@ -137,8 +156,8 @@ def serve_actions(
     if tls is None and not is_loopback(bind):
         raise ConfigError(
             f"{prefix}bind = {bind!r} lets other machines connect, and flight without TLS would "
-            f"show its token to all; give a certificate and its key: {prefix}tls_cert and "
-            f"{prefix}tls_key"
+            f"show its token to all; give a certificate and its key: {option(prefix, 'tls_cert')} "
+            f"and {option(prefix, 'tls_key')}"
         )
     listen(bind, port, prefix).close()  # says better than gRPC what is wrong
     try:
@@ -146,6 +165,6 @@ def serve_actions(
     except (pa.ArrowException, OSError) as error:
         raise ConfigError(
             f"{prefix}bind = {bind!r}, {prefix}port = {port}: cannot listen there"
-            + (f", or {prefix}tls_cert and {prefix}tls_key do not belong together" if tls else "")
+            + (", or certificate and key do not belong together" if tls else "")
             + f" ({str(error).splitlines()[0]})"
         ) from error

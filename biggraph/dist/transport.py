@@ -6,22 +6,21 @@ Knows both transports by their `Server` and `Line`; nothing of what is said over
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from biggraph.dist.answering import VectorHandler
-from biggraph.dist.endpoint import Endpoint, is_loopback, new_id
+from biggraph.dist.endpoint import Endpoint, new_id
 from biggraph.dist.flight_line import FlightLine
 from biggraph.dist.flight_mailbox import FlightServer
-from biggraph.dist.flight_server import Tls
+from biggraph.dist.flight_server import read_tls
 from biggraph.dist.link import Body, Handler
 from biggraph.dist.messages import Identity, Reason
 from biggraph.dist.torch_transport import TorchLine, TorchServer
 from biggraph.errors import ConfigError
 from biggraph.sections import ClusterSection
-from biggraph.storage.flight import read_pem
+from biggraph.storage.flight import is_loopback, read_pem
 
 
 class Server(Protocol):
@@ -126,24 +125,6 @@ def open_line(section: ClusterSection, endpoint: Endpoint, identity: Identity) -
             "cluster.tls_cert and cluster.tls_key, or the workers cluster.tls_ca"
         )
     return FlightLine(identity, endpoint, certificate)
-
-
-def read_tls(certificate: Path | None, key: Path | None, prefix: str) -> Tls | None:
-    """Return what a server shows, None where neither file is given.
-
-    Args:
-        certificate: path of a PEM.
-        key: path of a PEM.
-        prefix: of the keys or options that gave them, for messages.
-
-    Raises:
-        ConfigError: one is missing or cannot be read.
-    """
-    if certificate is None and key is None:
-        return None
-    if certificate is None or key is None:
-        raise ConfigError(f"{prefix}tls_cert and {prefix}tls_key: give both or neither")
-    return Tls(read_pem(certificate, f"{prefix}tls_cert"), read_pem(key, f"{prefix}tls_key"))
 
 
 def _check_tls_has_a_use(section: ClusterSection) -> None:

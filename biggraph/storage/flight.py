@@ -7,7 +7,10 @@ never returns, whatever its deadline. Knows nothing of what is called.
 from __future__ import annotations
 
 import hmac
+import ipaddress
+import socket
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from pyarrow import flight
 from biggraph.errors import ConfigError, LinkLost
 
 TOKEN_HEADER = "x-biggraph-token"
+_LENGTH_BYTES = 4
 
 # A new client starts from scratch: it shares no connection that waits before it tries again.
 _OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
@@ -51,6 +55,15 @@ def read_pem(path: Path, key: str) -> bytes:
     return data
 
 
+def option(prefix: str, key: str) -> str:
+    """Return how a key is given, in the run file or on the command line.
+
+    >>> option("cluster.", "tls_key"), option("--", "tls_key")
+    ('cluster.tls_key', '--tls-key')
+    """
+    return prefix + (key.replace("_", "-") if prefix == "--" else key)
+
+
 def location(host: str, port: int, *, tls: bool) -> str:
     """Return an address as Flight writes it.
 
@@ -59,6 +72,47 @@ def location(host: str, port: int, *, tls: bool) -> str:
     """
     written = f"[{host}]" if ":" in host else host
     return f"grpc{'+tls' if tls else ''}://{written}:{port}"
+
+
+def is_loopback(bind: str) -> bool:
+    """Return whether an address or host name means this machine alone.
+
+    >>> is_loopback("127.0.0.1"), is_loopback("::1"), is_loopback("0.0.0.0")
+    (True, True, False)
+    """
+    with suppress(ValueError):
+        return ipaddress.ip_address(bind).is_loopback
+    with suppress(OSError):
+        found = socket.getaddrinfo(bind, None)
+        return all(ipaddress.ip_address(entry[4][0]).is_loopback for entry in found)
+    return False
+
+
+def join(head: bytes, data: bytes | memoryview) -> bytes:
+    """Return a body of a small head and any amount of data; `split` takes it apart.
+
+    >>> split(join(b"head", b"data"), 10)[0]
+    b'head'
+    """
+    return b"".join((len(head).to_bytes(_LENGTH_BYTES, "little"), head, data))
+
+
+def split(body: object, limit: int) -> tuple[bytes, memoryview]:
+    """Return head and data of a body.
+
+    Args:
+        body: anything with bytes.
+        limit: most bytes that the head may have.
+
+    Raises:
+        ValueError: the head is longer, or longer than the body.
+    """
+    view = memoryview(body)  # type: ignore[arg-type]
+    length = int.from_bytes(view[:_LENGTH_BYTES], "little")
+    if length > min(limit, len(view) - _LENGTH_BYTES):
+        raise ValueError(f"a head of {length:,} bytes")
+    end = _LENGTH_BYTES + length
+    return view[_LENGTH_BYTES:end].tobytes(), view[end:]
 
 
 class Caller:

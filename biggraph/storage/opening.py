@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from biggraph.errors import InputError
+from biggraph.storage.far import Far
 from biggraph.storage.folder import Folder
 from biggraph.storage.place import Place
 from biggraph.storage.s3 import S3
@@ -20,7 +21,8 @@ def open_place(path: str | Path | Place) -> Place:
     """Return the place that a path means; touches nothing.
 
     Args:
-        path: of a folder, or an address such as "s3://bucket/prefix"; a place is returned as it is.
+        path: of a folder, or an address such as "s3://bucket/prefix" or "flight://host:port/run";
+            a place is returned as it is.
 
     Raises:
         InputError: an address of another form.
@@ -29,8 +31,13 @@ def open_place(path: str | Path | Place) -> Place:
         return path
     if isinstance(path, str) and path.startswith("s3://"):
         return S3.parse(path)
-    if "://" in str(path) or Path(path).parts[:1] == ("s3:",):
-        raise InputError(f'{path}: expected a folder, or text of the form "s3://bucket/prefix"')
+    if isinstance(path, str) and path.startswith("flight://"):
+        return Far.parse(path)
+    if "://" in str(path) or Path(path).parts[:1] in (("s3:",), ("flight:",)):
+        raise InputError(
+            f'{path}: expected a folder, or text of the form "s3://bucket/prefix" or '
+            '"flight://host:port,host:port/run"'
+        )
     return Folder(Path(path))
 
 

@@ -9,15 +9,12 @@ Knows nothing of what files hold.
 from __future__ import annotations
 
 import io
-import os
 import re
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +32,7 @@ from biggraph.storage.s3_client import (
     send_parts,
     send_whole,
 )
+from biggraph.storage.scratch import length, scratch
 
 _PAUSES_S = (0.1, 0.4, 1.6, 6.4)  # while another request for the same name is under way
 _READS = 3  # attempts, where an answer breaks off
@@ -105,9 +103,9 @@ class S3:
     def create(self, name: str, room: int) -> Iterator[io.BufferedIOBase]:
         """Write a new object, by way of an unnamed local file."""
         self._target(name)
-        with _scratch(room) as file:
+        with scratch(room) as file:
             yield file
-            self._publish(name, file, send_parts if _length(file) > PART else send_whole)
+            self._publish(name, file, send_parts if length(file) > PART else send_whole)
 
     def put_if_absent(self, name: str, data: bytes) -> bool:
         """Publish an object, unless the name is taken."""
@@ -230,24 +228,11 @@ class S3:
         found = int(self._head(name)["ContentLength"])
         if found != size:
             raise wrong_size(self.where(name), size, found)
-        with _scratch(size) as file:
+        with scratch(size) as file:
             with self._request("read", name) as client:
                 client.download_fileobj(**self._target(name), Fileobj=file)
-            if (found := _length(file)) != size:
+            if (found := length(file)) != size:
                 raise wrong_size(self.where(name), size, found)
             file.flush()
             file.seek(0)
             yield file
-
-
-@contextmanager
-def _scratch(room: int) -> Iterator[io.BufferedRandom]:
-    """Yield an unnamed local file; TMPDIR says on which disk."""
-    folder = Path(tempfile.gettempdir())
-    fsops.require_space(folder, room)
-    with fsops.operation("write", folder), tempfile.TemporaryFile() as file:
-        yield file
-
-
-def _length(file: io.BufferedRandom) -> int:
-    return file.seek(0, os.SEEK_END)

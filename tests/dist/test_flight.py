@@ -111,7 +111,7 @@ def test_replays_are_refused_and_counted(serve):
     caller, term = Caller(address, TOKEN, None), server.endpoint.term
     request = identity.seal("request", term, 3, {"body": {}})
     empty = flight_mailbox.frames.announce("vector", {}, torch.empty(0))
-    exchange = flight_mailbox.join(identity.seal("exchange", term, 3, empty), torch.empty(0))
+    exchange = flight_mailbox.join_vector(identity.seal("exchange", term, 3, empty), torch.empty(0))
     for action, body in (("call", request), ("exchange", exchange)):
         caller.call(action, body, 5.0)
         with pytest.raises(LinkLost, match="refused"):
@@ -131,7 +131,7 @@ def test_a_vector_that_was_changed_on_the_way_is_refused(serve):
         body = flight_mailbox.frames.announce("vector", {}, vector)
         message = identity.seal("exchange", server.endpoint.term, sequence, body)
         with pytest.raises(LinkLost, match="refused: digest"):
-            caller.call("exchange", flight_mailbox.join(message, sent), 5.0)
+            caller.call("exchange", flight_mailbox.join_vector(message, sent), 5.0)
     assert server.refused == {"digest": 3}
 
 

@@ -1,9 +1,11 @@
-"""A bucket as a place, against a real server: one writer wins, whatever the network does."""
+"""A bucket alone, against a real server: one writer wins, whatever the network does.
+
+What it has in common with other places is in test_places.py.
+"""
 
 import errno
 import sys
 import tempfile
-import threading
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from biggraph.storage import s3, s3_client
 from biggraph.storage.checkpoint import Checkpoint
 from biggraph.storage.opening import open_place
 from biggraph.storage.run import RunDirectory, check_claimable, is_run, read_state
-from tests.storage.doubles import CONFIG, SCHEMA, facts, train
+from tests.storage.doubles import CONFIG, facts, train
 from tests.storage.s3_server import busy, conflict, make_bucket, refusal, reset, serve
 
 MIB = 1 << 20
@@ -56,67 +58,13 @@ def test_other_addresses_are_refused(address):
         open_place(address)
 
 
-def test_what_was_written_is_found(place):
-    assert not place.exists()
-    assert place.put_if_absent("log/0", b"zero")
-    with place.create("parts/user/0/a", 9) as file:
-        file.write(b"embedding")
-    place.replace("config", b"first")
-    place.replace("config", b"{}")
-    assert place.exists()
-    assert place.top() == ["config", "log/", "parts/"]
-    assert place.names("parts") == ["parts/user/0/a"]
-    assert place.names("none") == place.names("config") == []
-    assert [place.size(name) for name in ("log/0", "log", "log/1")] == [4, None, None]
-    assert place.read("config") == b"{}"
-    with place.open("parts/user/0/a", 9) as file:
-        assert file.read() == b"embedding"
-    mapped = place.map("parts/user/0/a", 9)
-    place.remove("parts/user/0/a")
-    place.remove("parts/user/0/a")
-    assert place.names("parts") == []
-    assert mapped.tobytes() == b"embedding"
-    assert not mapped.flags.writeable
-
-
 def test_places_with_a_common_beginning_are_apart(place, address):
     open_place(f"{address}b").replace("config", b"")
     assert not place.exists()
     assert place.top() == []
 
 
-def test_missing_and_wrong_files(place):
-    place.replace("config", b"{}")
-    for use in (lambda n: place.open(n, 2).__enter__(), lambda n: place.map(n, 2), place.read):
-        with pytest.raises(FileNotFoundError) as caught:
-            use("none")
-        assert caught.value.filename == place.where("none")
-    for use in (lambda: place.open("config", 3).__enter__(), lambda: place.map("config", 3)):
-        with pytest.raises(FormatError, match="config: expected a file of 3 bytes, found 2"):
-            use()
-    for name in ("/a", "../a", "a/../../b", "", "a\0b"):
-        with pytest.raises(FormatError, match="outside the run directory"):
-            place.put_if_absent(name, b"")
-
-
 # One writer wins
-
-
-def test_of_two_writers_one_wins_each_name_even_with_equal_content(place, address):
-    won, start = [], threading.Barrier(2)
-
-    def write(own):
-        for number in range(15):
-            start.wait()
-            if own.put_if_absent(f"log/{number}", b"same"):
-                won.append(number)
-
-    threads = [threading.Thread(target=write, args=(open_place(address),)) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(won) == list(range(15))
 
 
 @pytest.mark.parametrize("size", [9, 6 * MIB])
@@ -131,17 +79,6 @@ def test_a_taken_name_stays_and_large_files_go_in_parts(place, store, monkeypatc
         file.write(bytes(size))
     assert ("POST" in store.seen) == (size > 5 * MIB)
     assert place.map("parts/a", size).tobytes() == content
-
-
-def test_a_block_that_fails_publishes_nothing(place):
-    def write():
-        with place.create("a", 1) as file:
-            file.write(b"half")
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        write()
-    assert place.top() == []
 
 
 def test_a_sound_store_passes_the_start_up_check_and_nothing_is_left(place):
@@ -277,27 +214,13 @@ def test_a_full_local_disk_is_an_ordinary_error(place, monkeypatch, tmp_path):
 # Runs
 
 
-def contents(path):
-    checkpoint = Checkpoint.open(path, "latest")
-    assert checkpoint.verify() == []
-    rows = {key: checkpoint.rows(key, slice(None)).tobytes() for key in SCHEMA.partition_keys()}
-    return rows, {name: array.tobytes() for name, array in checkpoint.relations().items()}
-
-
-def test_a_run_ends_as_in_a_folder(address, tmp_path):
+def test_the_place_of_a_run_is_taken(address):
     train(address)
-    train(address)  # resumes, and finds nothing to do
-    train(tmp_path / "run")
-    assert contents(address) == contents(tmp_path / "run")
-    place = open_place(address)
-    named = {ref.path for ref in read_state(address).files()}
-    assert {n for f in ("parts", "relations") for n in place.names(f)} == named
-    assert place.top() == ["config.json", "log/", "parts/", "relations/"]
+    assert open_place(address).top() == ["config.json", "log/", "parts/", "relations/"]
     with pytest.raises(StorageError, match="holds a run already"):
         RunDirectory.create(address, CONFIG, facts())
     RunDirectory.recreate(address, CONFIG, facts()).close()
-    assert read_state(address).epoch == 0
-    assert place.top() == ["config.json", "log/"]
+    assert open_place(address).top() == ["config.json", "log/"]
 
 
 def test_the_later_writer_goes_on_and_the_earlier_one_stops(address):
