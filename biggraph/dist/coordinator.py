@@ -285,7 +285,7 @@ class Coordinator:
     def _retire(self, before: set[FileRef], now: float) -> None:
         """Remove files that the state no longer names, once nobody can be reading them."""
         grace = self._ttl if self._ttl < math.inf else 0.0  # alone, there are no other readers
-        for ref in before - self.state.present.files():
+        for ref in sorted(before - self.state.present.files(), key=lambda ref: ref.path):
             self._retired.append((now + grace, ref))
         kept = self.state.files()
         while self._retired and self._retired[0][0] <= now:

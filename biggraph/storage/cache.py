@@ -164,7 +164,7 @@ class PartitionCache:
             known = self._tables.keys() | self._reads.keys() | self._writes.keys()
         known |= self._unclaimed.keys()  # of tables that are in memory no more
         forgotten = known if keys is None else known.intersection(keys)
-        for key in forgotten:
+        for key in sorted(forgotten):
             # What a read or a write of it came to no longer matters, be it an error.
             for await_it in (self._await_read, self._await_write):
                 with suppress(BigGraphError):
@@ -212,7 +212,7 @@ class PartitionCache:
             self._await_read(min(unwanted))
         while True:
             with self._lock:
-                leaving = next(iter(self._leaving), None)
+                leaving = min(self._leaving, default=None)
                 if leaving is None or self._bytes_used() + needed <= self._capacity:
                     return
             self._await_write(leaving)
