@@ -19,7 +19,7 @@ _KINDS = ("", "disk", "disk sync", "disk link", "reply", "train")
 class Faults:
     """Does its worst until `end`."""
 
-    def __init__(self, simulation: Any) -> None:
+    def __init__(self, simulation: Any, only: tuple[str, ...] = ()) -> None:
         self._simulation, self._world = simulation, simulation.world
         self._rng, self._ttl = simulation.world.rng, simulation.job.ttl
         self._network, self._disk = simulation.stage.network, simulation.disk
@@ -41,7 +41,7 @@ class Faults:
             "stop": self._stop,
             "join": self._join,
         }
-        chosen = self._rng.sample(sorted(kinds), self._rng.randint(1, len(kinds)))
+        chosen = only or self._rng.sample(sorted(kinds), self._rng.randint(1, len(kinds)))
         self._kinds = {kind: kinds[kind] for kind in chosen}
         self._pause = self._rng.choice([0.5, 1.5, 4.0])
 

@@ -124,7 +124,10 @@ class Waiter:
 class ServerDouble:
     """A `transport.Server`: one thread for requests, one for vectors."""
 
-    def __init__(self, network: Network, handlers: Handlers, job: str) -> None:
+    def __init__(
+        self, network: Network, handlers: Handlers, job: str, check: Callable[[Tensor], None]
+    ) -> None:
+        self._check = check
         term = f"term {len(network.servers)}"
         self.endpoint = Endpoint(term=term, host="host", port=1, job=job)
         self.refused: Counter[Any] = Counter()
@@ -141,6 +144,7 @@ class ServerDouble:
 
     def _exchange(self, sender: str, incarnation: int, contents: Any) -> Any:
         answer, view = self._handlers.exchange(sender, *contents)
+        self._check(view)
         return answer, view.clone()
 
 

@@ -1,4 +1,4 @@
-"""What the log of a run has to come to, found without `RunState`: it uses only the bodies of records.
+"""What the log of a run has to come to, found without `RunState`, from the bodies of its records.
 
 `replay` reads the raw records; `check` compares what training, storage and parameter server made of
 them with arithmetic done anew, bit for bit.
@@ -6,6 +6,8 @@ them with arithmetic done anew, bit for bit.
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 from collections import Counter
 from dataclasses import dataclass, field
@@ -110,8 +112,6 @@ def _commit(found: Replay, job: Job, fence: int, work: dict[str, Any]) -> None:
 
 def read(data: bytes) -> dict[str, Rows]:
     """Return the arrays of a file."""
-    import io
-
     slots, _ = parse_plain(io.BytesIO(data), "", len(data))
     return {
         name: np.frombuffer(data, s.dtype, int(np.prod(s.shape)), s.offset).reshape(s.shape)
@@ -134,6 +134,8 @@ def check(found: Replay, job: Job, files: dict[str, bytes], finished: bool) -> l
         if data is None:
             wrong.append(f"{saved['file']['path']} is named and missing")
             continue
+        if hashlib.sha256(data).hexdigest() != saved["file"]["digest"]:
+            wrong.append(f"{saved['file']['path']} is not what was committed")
         arrays, (rows, state) = read(data), found.tables[key]
         if not (np.array_equal(arrays["embeddings"], rows)):
             wrong.append(f"{key}: its rows are not those of the buckets committed")
@@ -145,5 +147,7 @@ def check(found: Replay, job: Job, files: dict[str, bytes], finished: bool) -> l
     for fence, (epoch, buckets) in found.commits.items():
         if done.get(fence, []) != [(epoch, bucket) for bucket in buckets]:
             wrong.append(f"commit {fence} says {buckets}, trained was {done.get(fence)}")
+    lost = [fence for fence in job.acknowledged if fence not in found.commits]
+    wrong += [f"commit {fence} was acknowledged and is lost" for fence in lost]
     wrong += [f"lease {f} {why}" for f, why in found.expired if why.startswith("refused")]
     return wrong

@@ -13,6 +13,8 @@ from functools import lru_cache, partial
 from typing import Any
 from unittest import mock
 
+from torch import Tensor
+
 from biggraph.dist import (
     follower,
     parameter_server,
@@ -26,6 +28,7 @@ from biggraph.dist.coordinator import Coordinator
 from biggraph.dist.endpoint import Secret
 from biggraph.dist.remote import Patience, RemoteCoordinator
 from biggraph.dist.service import Service
+from biggraph.dist.session import Session
 from biggraph.dist.status import Chronicle
 from biggraph.storage import cache, files, log
 from biggraph.storage.run import RunDirectory, is_run
@@ -103,11 +106,27 @@ class Stage:
         toy: Any = role.trainer.bucket_trainer
         toy.session, toy.watch = role.session, self.watch
         self.watch.enter(role.session)
+        self._note_commits(role.session)
         opened(role)
         try:
             role.run()
         finally:
             role.close()
+
+    def _note_commits(self, session: Session) -> None:
+        commit = session.commit
+
+        def noting(work: Any, released: Any = ()) -> None:
+            fence = session.fence
+            commit(work, released)
+            self.job.acknowledged.append(fence)
+
+        session.commit = noting  # type: ignore[method-assign]
+
+    def check_view(self, view: Tensor) -> None:
+        """Compare what a parameter server says with what can be: each step adds 1 to the first."""
+        if view.numel() and float(view[0]) > self.job.steps_made:
+            world().defect(f"{view[0]:g} steps in a view, {self.job.steps_made} were made")
 
 
 @contextmanager
@@ -115,6 +134,10 @@ def play(stage: Stage) -> Iterator[None]:
     """Let the shipping code run on a stage."""
     job, disk, network = stage.job, stage.disk, stage.network
     secret = Secret(b"0123456789abcdef", explicit=True)
+
+    def open_server(section: Any, handlers: Any, key: bytes, job_id: str) -> ServerDouble:
+        return ServerDouble(network, handlers, job_id, stage.check_view)
+
     exchanged: dict[Any, dict[str, Any]] = {
         log: {"decode": lru_cache(10_000)(log.decode)},  # a pure function, called very often
         files: {"_write": jobs.write_plain, "_parse": jobs.parse_plain},
@@ -128,7 +151,7 @@ def play(stage: Stage) -> Iterator[None]:
         },
         service: {
             "threading": Threading, "time": Time, "_TICK_S": 0.5,
-            "open_server": lambda s, handlers, k, job: ServerDouble(network, handlers, job),
+            "open_server": open_server,
         },
         trainer: {"_IDLE_S": 0.4},
         build: {
@@ -140,7 +163,7 @@ def play(stage: Stage) -> Iterator[None]:
         follower: {"threading": Threading},
         parameter_service: {
             "threading": Threading, "_LOOK_S": 0.5,
-            "open_server": lambda s, handlers, k, job: ServerDouble(network, handlers, job),
+            "open_server": open_server,
         },
         parameter_role: {
             "open_place": lambda path: disk, "folder_of": lambda place: None,
