@@ -11,7 +11,7 @@ import os
 
 # Read by torch when it is imported. Its TCPStore warns whenever a wait ends without an answer,
 # which is how a cluster notices that somebody is gone; what people should know, biggraph says.
-os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
 
 from biggraph.api import evaluate, import_graph, train
 from biggraph.config import Config, load_config, make_config

@@ -108,7 +108,7 @@ def work(
             validate=validation(run_file),
         )
         try:
-            with stopping_on_signals(role.trainer.stop):
+            with stopping_on_signals(role.stop):
                 return role.run()
         finally:
             role.close()

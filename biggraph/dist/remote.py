@@ -21,6 +21,8 @@ from biggraph.dist.transport import Line
 from biggraph.errors import LinkLost, RemoteError
 
 _PAUSE_S = 0.2  # between two attempts
+_LOOK_S = 2.0  # between two looks whether the run is finished
+_HASTE_S = 5.0  # for whoever has been asked to end
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,17 @@ class Patience:
         answer_s: for an answer, before it asks again.
         coordinator_s: for any coordinator, before it gives up.
         whom: it waits for: the command that starts one.
+        over: tells whether the run is finished, so that nobody will answer any more.
     """
 
     answer_s: float = 10.0
     coordinator_s: float = 600.0
     whom: str = "coordinator"
+    over: Callable[[], bool] = lambda: False
+
+
+class RunOver(LinkLost):
+    """Nobody answers, and nobody has to: the run is finished."""
 
 
 class RemoteCoordinator:
@@ -64,6 +72,7 @@ class RemoteCoordinator:
         self._find, self._connect, self._secret = find, connect, secret
         self._worker, self._incarnation = worker, incarnation
         self._patience, self._sleep = patience, sleep
+        self._wait_s = patience.coordinator_s
         self._lock = threading.Lock()
         self._line: tuple[Endpoint, Line] | None = None
         self.attempts = 0
@@ -72,6 +81,7 @@ class RemoteCoordinator:
         """Return the answer to a request, however often it has to be sent.
 
         Raises:
+            RunOver: no coordinator answers, and the run is finished.
             LinkLost: no coordinator has answered for too long.
         """
         body = encode(request)
@@ -88,7 +98,7 @@ class RemoteCoordinator:
             patient: try until it succeeds, not once.
 
         Raises:
-            LinkLost: the only attempt failed, or no coordinator has answered for too long.
+            LinkLost: the only attempt failed, or as in a call.
         """
         if not patient:
             return self._exchange(header, vector)
@@ -97,25 +107,41 @@ class RemoteCoordinator:
         )
         return answer
 
+    def hurry(self) -> None:
+        """Wait for nobody longer than a few seconds from now on. A signal handler may call it."""
+        self._wait_s = min(self._wait_s, _HASTE_S)
+
     def close(self) -> None:
         """End the lines."""
         with self._lock:
             self._drop()
 
     def _patiently(self, attempt: Callable[[], Any]) -> Any:
-        deadline = time.monotonic() + self._patience.coordinator_s
+        start = looked = time.monotonic()
         while True:
             try:
                 return attempt()
             except (LinkLost, RemoteError) as error:
                 self.attempts += 1
-                if time.monotonic() > deadline:
-                    whom = self._patience.whom
-                    raise LinkLost(
-                        f"no {whom} has answered for {self._patience.coordinator_s:g} s "
-                        f"({error}); start one with `biggraph {whom}` and this worker again"
-                    ) from error
+                now = time.monotonic()
+                if now - looked > _LOOK_S:
+                    self._check_over(error)
+                    looked = now
+                if now - start > self._wait_s:
+                    self._check_over(error)
+                    raise self._given_up(error) from error
             self._sleep(_PAUSE_S)
+
+    def _check_over(self, error: Exception) -> None:
+        if self._patience.over():
+            raise RunOver(f"the run is finished, and its {self._patience.whom} gone") from error
+
+    def _given_up(self, error: Exception) -> LinkLost:
+        whom = self._patience.whom
+        return LinkLost(
+            f"no {whom} has answered for {self._wait_s:g} s ({error}); start one with "
+            f"`biggraph {whom}` and this worker again"
+        )
 
     def _call(self, body: dict[str, Any]) -> dict[str, Any]:
         endpoint, line = self._reach()

@@ -36,6 +36,7 @@ from biggraph.errors import BigGraphError, InputError, StorageError
 from biggraph.sections import ClusterSection
 
 _TICK_S = 0.2
+_LONGEST_TICK_S = 2.0  # if more goes by between two looks at the clock, this process was frozen
 
 OnStatus = Callable[[dict[str, Any]], None]
 
@@ -58,6 +59,7 @@ class Service:
         self._coordinator, self._parameters, self._clock = coordinator, parameters, clock
         self._lock = threading.Lock()
         self._broken: BigGraphError | None = None
+        self._seen, self._frozen_s = clock(), 0.0
         self._server: Server | None = None
 
     def open(self, section: ClusterSection, secret: bytes, job: str) -> Endpoint:
@@ -115,7 +117,7 @@ class Service:
                 self._tick()
                 end, failure = self._coordinator.end, self._coordinator.failure
                 told = not self._coordinator.state.leases
-                status = self._coordinator.status(self._clock())
+                status = self._coordinator.status(self._now())
             if self._broken is not None:
                 raise self._broken
             if failure is not None and told:
@@ -125,9 +127,19 @@ class Service:
             on_status(status)
         return None
 
+    def _now(self) -> float:
+        """Return the time without those in which this process was frozen.
+
+        Workers could not renew their leases then, so their time must not run out.
+        """
+        now = self._clock()
+        self._frozen_s += max(0.0, now - self._seen - _LONGEST_TICK_S)
+        self._seen = now
+        return now - self._frozen_s
+
     def _tick(self) -> None:
         try:
-            self._coordinator.tick(self._clock())
+            self._coordinator.tick(self._now())
         except StorageError as error:
             self._broken = error
 
@@ -135,7 +147,7 @@ class Service:
         if self._broken is not None:
             raise self._broken
         try:
-            reply = self._coordinator.handle(request, self._clock())
+            reply = self._coordinator.handle(request, self._now())
         except StorageError as error:
             self._broken = error
             raise

@@ -73,7 +73,7 @@ class Children:
     def terminate(self) -> None:
         """Ask every process to end: a worker after its bucket; harder when asked again."""
         self._ending = True
-        for process in self._processes.values():
+        for process in list(self._processes.values()):
             with suppress(ProcessLookupError):
                 process.terminate()
 
@@ -97,12 +97,16 @@ class Children:
         return code in _FINAL or self._ending or self._starts[name] > _RESTARTS
 
     def _start(self, name: str) -> None:
+        if self._ending:
+            return
         self._starts[name] += 1
-        self._processes[name] = subprocess.Popen(
+        started = self._processes[name] = subprocess.Popen(
             [sys.executable, "-m", "biggraph", *self._commands[name], "--quiet"],
             env=_environment(name),
             start_new_session=True,  # a Ctrl-C reaches this process, which passes it on once
         )
+        if self._ending:  # since a moment ago, so `terminate` may have missed it
+            started.terminate()
 
 
 def _environment(name: str) -> Mapping[str, str]:

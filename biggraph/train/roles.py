@@ -10,12 +10,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 from urllib.parse import quote
 
 from biggraph.config import Config
+from biggraph.dist import course
+from biggraph.dist.course import Plan
 from biggraph.dist.endpoint import (
     ENDPOINT_FILE,
     Endpoint,
@@ -25,7 +27,7 @@ from biggraph.dist.endpoint import (
 )
 from biggraph.dist.parameter_server import ParameterServer
 from biggraph.dist.parameters import SharedParameters
-from biggraph.dist.remote import Patience, RemoteCoordinator
+from biggraph.dist.remote import Patience, RemoteCoordinator, RunOver
 from biggraph.dist.service import Service
 from biggraph.dist.session import LeaseLostError, Session
 from biggraph.dist.transport import open_line
@@ -35,7 +37,7 @@ from biggraph.storage.files import read_arrays
 from biggraph.storage.metrics import keep_metrics
 from biggraph.storage.opening import folder_of, open_place
 from biggraph.storage.place import Place
-from biggraph.storage.run import RunDirectory
+from biggraph.storage.run import RunDirectory, read_state
 from biggraph.train.build import (
     WorkerParts,
     build_coordinator,
@@ -136,6 +138,8 @@ class WorkerRole:
     session: Session
     parameters: SharedParameters
     lines: list[RemoteCoordinator]
+    place: Place
+    plan: Plan
 
     @classmethod
     def open(
@@ -150,17 +154,21 @@ class WorkerRole:
         """
         ground = Ground.of(config)
         _, path = required_paths(config)
-        place, patience = open_place(path), Patience(coordinator_s=config.cluster.wait)
-        facts = wait_for_run(place, patience.coordinator_s)
+        place, plan = open_place(path), Plan.of(config)
+        facts = wait_for_run(place, config.cluster.wait)
         secret = find_secret(folder_of(place), config.cluster.secret_file, create=False).key
         started = time.time_ns()
         find, connect = partial(find_endpoint, place), partial(open_line, config.cluster)
+        patience = Patience(
+            coordinator_s=config.cluster.wait,
+            over=lambda: course.finished(read_state(place), plan),
+        )
         remote = RemoteCoordinator(find, connect, secret, name, started, patience)
         session = Session(remote, name, started, ground.fingerprint, ground.needs)
         model = ground.model()
         servers = [
             RemoteCoordinator(where, connect, secret, name, started, for_long)
-            for where, for_long in _parameter_servers(config, place)
+            for where, for_long in _parameter_servers(config, place, patience)
         ]
         calls = [server.exchange for server in servers or [remote]]
         parameters = SharedParameters(model.parameters, calls, config.cluster.sync_every)
@@ -168,19 +176,36 @@ class WorkerRole:
         metrics.write("start", worker=name)
         parts = WorkerParts(model, facts, place, metrics, reporter)
         trainer = build_trainer(ground, parts, session, parameters, validate, together=False)
-        return cls(trainer, session, parameters, [remote, *servers])
+        return cls(trainer, session, parameters, [remote, *servers], place, plan)
 
     def run(self) -> TrainResult:
-        """Train until the run is finished; raises as `Trainer.run`."""
+        """Train until the run is finished; raises as `Trainer.run`.
+
+        Where the coordinator has ended before this worker could hear that the run is finished,
+        the log says so.
+        """
         ended = threading.Event()
         renewals = threading.Thread(target=self._renew, args=(ended,), name="renew", daemon=True)
         renewals.start()
         self.parameters.start()
         try:
             return self.trainer.run()
+        except RunOver:
+            state = read_state(self.place)
+            best, early = course.best(state, self.plan), state.epoch < self.plan.epochs
+            return TrainResult(state.epoch, self.trainer.edges_trained, best, early)
         finally:
             ended.set()
             self.parameters.close()
+
+    def stop(self) -> None:
+        """Finish the bucket, commit and end; at once when repeated. A signal handler may call it.
+
+        Whoever does not answer by then is not waited for.
+        """
+        self.trainer.stop()
+        for line in self.lines:
+            line.hurry()
 
     def close(self) -> None:
         """Stop background threads and leave the coordinator."""
@@ -204,14 +229,14 @@ class WorkerRole:
 
 
 def _parameter_servers(
-    config: Config, place: Place
+    config: Config, place: Place, patience: Patience
 ) -> list[tuple[Callable[[], Endpoint | None], Patience]]:
     """Return how to find each parameter server that is not in the coordinator, and its patience."""
-    count, wait = config.cluster.parameter_servers, config.cluster.wait
+    count = config.cluster.parameter_servers
     return [
         (
             partial(find_endpoint, place, parameters_file(index)),
-            Patience(coordinator_s=wait, whom=f"parameter-server --index {index}"),
+            replace(patience, whom=f"parameter-server --index {index}"),
         )
         for index in range(count if count > 1 else 0)
     ]

@@ -140,6 +140,11 @@ class Trainer:
         self._abandoned = False
         self._trained = 0
 
+    @property
+    def edges_trained(self) -> int:
+        """Edges trained by this start."""
+        return self._trained
+
     def stop(self) -> None:
         """Finish the bucket in training, commit and raise `Interrupted`; at once when repeated.
 
