@@ -10,11 +10,14 @@ from pyarrow import flight
 
 from biggraph.dist import flight_mailbox
 from biggraph.dist.endpoint import Endpoint
+from biggraph.dist.flight_server import read_tls
 from biggraph.dist.messages import Identity
+from biggraph.dist.partition_server import PartitionServer
 from biggraph.dist.transport import Handlers, open_line, open_server
-from biggraph.errors import ConfigError, LinkLost
+from biggraph.errors import ConfigError, LinkLost, StorageError
 from biggraph.sections import ClusterSection
 from biggraph.storage.flight import Caller, token
+from biggraph.storage.opening import open_place
 
 SECRET = b"a secret of the tests"
 TOKEN = token(SECRET, flight_mailbox.purpose("j"))
@@ -99,6 +102,29 @@ def test_incomplete_missing_and_foreign_files_are_named(serve, pem, tmp_path):
         serve(tls_cert=pem["a.pem"], tls_key=pem["b.key"])
     with pytest.raises(ConfigError, match=r"cluster.tls_ca = .*text: no PEM"):
         line_to(serve().endpoint, tls_ca=tmp_path / "text")
+
+
+def test_partition_servers_show_certificates_too(pem, tmp_path, monkeypatch):
+    monkeypatch.setenv("BIGGRAPH_SECRET", SECRET.decode())
+    servers = [PartitionServer(tmp_path / name) for name in "ab"]
+    with pytest.raises(ConfigError, match=r"--bind = '0.0.0.0'.*--tls-cert and --tls-key"):
+        servers[0].open(SECRET, "0.0.0.0", 0, None)
+    ports = [
+        server.open(SECRET, "127.0.0.1", 0, read_tls(pem[f"{n}.pem"], pem[f"{n}.key"], "--"))
+        for server, n in zip(servers, "ab", strict=True)
+    ]
+    both = tmp_path / "both.pem"
+    both.write_bytes(pem["a.pem"].read_bytes() + pem["b.pem"].read_bytes())
+    address = f"flight://127.0.0.1:{ports[0]},127.0.0.1:{ports[1]}/run?wait=0s&tls_ca="
+    place = open_place(address + str(both))
+    place.check_put_if_absent()
+    with place.create("parts/user/1/a", 1) as file:
+        file.write(b"a")
+    assert place.map("parts/user/1/a", 1).tobytes() == b"a"
+    with pytest.raises(StorageError, match="has not answered"):
+        open_place(address + str(pem["a.pem"])).read("parts/user/1/a")
+    for server in servers:
+        server.close()
 
 
 # Strangers

@@ -140,6 +140,29 @@ def test_reads_go_on_with_a_replica(start):
     assert "parts/user/0/c" in servers.files(1)
 
 
+def test_a_server_that_did_not_answer_is_asked_last_for_a_while(start, monkeypatch):
+    place = open_place(start(2).address(options="?replicas=2"))
+    write(place, "parts/user/0/a", bytes(30))
+    monkeypatch.setattr("biggraph.storage.far.BLOCK", 10)
+    monkeypatch.setattr("biggraph.storage.far_folder.BLOCK", 10)
+    monkeypatch.setattr("biggraph.dist.partition_server.BLOCK", 10)
+    genuine, asked = Caller.call, []
+
+    def call(caller, *rest):
+        asked.append(str(caller))
+        if str(caller) == str(place._folders[0]):
+            raise LinkLost("frozen")
+        return genuine(caller, *rest)
+
+    monkeypatch.setattr(Caller, "call", call)
+    assert place.map("parts/user/0/a", 30).tobytes() == bytes(30)
+    assert asked.count(str(place._folders[0])) == 1
+    monkeypatch.setattr("biggraph.storage.far._AVOID_S", 0.0)
+    place._avoided[0] = 0.0
+    place.map("parts/user/0/a", 30)
+    assert asked.count(str(place._folders[0])) == 1 + 4  # for size and each block
+
+
 def test_without_replicas_a_lost_server_is_never_taken_for_missing_files(start):
     servers = start(2)
     place = open_place(servers.address(options="?wait=0.3s"))
