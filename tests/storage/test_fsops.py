@@ -21,6 +21,21 @@ def test_put_if_absent_lets_one_writer_win(tmp_path):
     assert names(tmp_path) == ["a"]
 
 
+def test_a_probe_that_another_process_cleaned_up_says_nothing_of_the_file_system(tmp_path):
+    removed = []
+
+    def clean_up(operation, path):
+        if operation == "sync folder" and not removed:
+            removed.extend(tmp_path.glob("probe-*"))
+            for probe in removed:
+                probe.unlink()
+
+    with fsops.observed(clean_up):
+        fsops.check_put_if_absent(tmp_path)
+    assert removed
+    assert names(tmp_path) == []
+
+
 def test_replace_takes_the_name(tmp_path):
     fsops.replace(tmp_path / "a", b"first")
     fsops.replace(tmp_path / "a", b"second")
