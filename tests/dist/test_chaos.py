@@ -3,13 +3,15 @@
 import os
 import shutil
 import signal
+import time
 from collections import Counter
 
 import pytest
 
 from biggraph.storage.checkpoint import Checkpoint
-from tests.dist.chaos.audit import audit
-from tests.dist.chaos.stage import Launcher, Stage, make_graph
+from tests.dist.chaos.audit import audit, committed, expired, leases
+from tests.dist.chaos.net import Net, missing
+from tests.dist.chaos.stage import Launcher, Stage, eventually, make_graph
 from tests.dist.chaos.storm import Storm
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
@@ -103,3 +105,45 @@ def die_at(stage: Stage, role: str, strike: dict) -> None:
         coordinator = stage.coordinator()
     stage.finish(coordinator, struck, other)
     check(stage)
+
+
+@pytest.fixture(scope="module")
+def network():
+    if reason := missing():
+        pytest.skip(reason)
+    found = Net()
+    yield found
+    found.close()
+
+
+@pytest.mark.parametrize("beyond", [False, True], ids=["short", "beyond the lease"])
+@pytest.mark.parametrize(
+    ("host", "way"), [("w0", "both"), ("w0", "out"), ("w0", "in"), ("c", "both")]
+)
+def test_a_host_that_is_cut_off(launcher, graph, tmp_path, network, host, way, beyond):
+    stage = Stage(launcher, tmp_path, graph, ttl=3.0)
+    secret = {"BIGGRAPH_SECRET": "a secret of the tests, long enough"}
+
+    def at(where: str) -> dict:
+        return {"netns": network.namespace(where), "env": secret}
+
+    bind = f"cluster.bind={network.address('c')}"
+    coordinator = stage.coordinator(bind, **at("c"))
+    workers = [stage.worker(name, bind, pace=0.15, **at(name)) for name in ("w0", "w1")]
+    try:
+        eventually("both work", lambda: set(leases(stage.run).values()) == {"w0", "w1"})
+        eventually("work is committed", lambda: committed(stage.run) >= 2)
+        network.cut(host, way)
+        try:
+            if beyond:
+                eventually("a lease ends", lambda: expired(stage.run))
+            else:
+                time.sleep(1.0)
+        finally:
+            network.heal(host, way)
+        stage.finish(coordinator, *workers)
+        check(stage)
+        lost = [reason for reason in expired(stage.run) if "silent" in reason]
+        assert bool(lost) == beyond
+    finally:
+        stage.close()
