@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from datetime import timedelta
 
 from torch.distributed import DistStoreError, QueueEmptyError, TCPStore  # type: ignore[attr-defined]
@@ -156,8 +157,9 @@ class MailboxServer:
         """Empty the queue that a sender no longer reads, so that it holds at most one reply."""
         old = self._reply_queues.get(sender)
         if old is not None and old != queue:
-            while store.queue_len(old):
-                store.queue_pop(old, block=False)
+            with suppress(QueueEmptyError):  # a link that was given up may take them meanwhile
+                while store.queue_len(old):
+                    store.queue_pop(old, block=False)
         self._reply_queues[sender] = queue
 
 

@@ -14,7 +14,7 @@ from tests.dist.chaos.net import Net, missing
 from tests.dist.chaos.stage import Launcher, Stage, eventually, make_graph
 from tests.dist.chaos.storm import Storm
 
-pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
+pytestmark = [pytest.mark.multiprocess, pytest.mark.chaos]
 
 FIRST = int(os.environ.get("BIGGRAPH_CHAOS_SEED", "0"))
 RUNS = int(os.environ.get("BIGGRAPH_CHAOS_RUNS", "12"))

@@ -5,7 +5,10 @@ import sys
 import threading
 
 import pytest
+from torch.distributed import QueueEmptyError
 
+from biggraph.dist.endpoint import Endpoint
+from biggraph.dist.mailbox import MailboxServer
 from biggraph.dist.protocol import AskStatus
 from biggraph.dist.remote import Patience, RemoteCoordinator, RunOver
 from biggraph.dist.service import Service
@@ -86,6 +89,28 @@ def test_the_time_in_which_the_coordinator_was_frozen_does_not_count():
     assert second - first == pytest.approx(0.2)
     assert third - second == pytest.approx(2.0)  # as much as a busy machine may take
     assert last - third == pytest.approx(0.2)
+
+
+class LateReaders:
+    """A store whose queues are emptied by somebody else after every look."""
+
+    def __init__(self):
+        self.looked = []
+
+    def queue_len(self, name):
+        self.looked.append(name)
+        return 1
+
+    def queue_pop(self, name, block):
+        raise QueueEmptyError("queue is empty")
+
+
+def test_a_late_reply_that_its_link_takes_after_all_disturbs_nobody():
+    server = MailboxServer(None, b"secret", Endpoint(term="t", host="h", port=1, job="j"), None)
+    store = LateReaders()
+    for queue in ("first", "second", "third"):
+        server._drop_late_replies(store, "w", queue)
+    assert store.looked == ["first", "second"]
 
 
 @pytest.mark.multiprocess
