@@ -175,6 +175,7 @@ def _run_values(path: str, state: RunState) -> dict[str, Any]:
         "graph": str(config.graph.path) if config.graph else "",
         "model": config.model.model_dump(),
         "optimizer": "adagrad_row" if state.facts.row_wise else "adagrad",
+        "shared_entity_types": list(state.facts.shared),
         "epochs_done": state.epoch,
         "epochs_wanted": config.train.epochs,
         "buckets_done_in_this_epoch": len(state.done),

@@ -25,8 +25,9 @@ class RelationParameters:
     """Values and Adagrad sums, by name; the first axis is the relation's place in its group.
 
     Args:
-        values: float32 tensors, shape [relations in the group, ...].
-        sums: sums of squared gradients, same names and shapes.
+        values: float32 tensors, shape [relations in the group, ...]; and the tables of entity types
+            that workers share, [count, D].
+        sums: sums of squared gradients, same names and shapes; or one number a row.
         lock: held while values change, so that no thread's change is lost.
     """
 
@@ -37,6 +38,10 @@ class RelationParameters:
     def __post_init__(self) -> None:
         for name, value in self.values.items():
             self.sums.setdefault(name, torch.zeros_like(value))
+
+    def add(self, name: str, values: Tensor, sums: Tensor) -> None:
+        """Keep another tensor with its Adagrad sums, which may be one number a row."""
+        self.values[name], self.sums[name] = values, sums
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """Return everything that a commit must keep; the arrays share memory with the tensors."""

@@ -20,7 +20,12 @@ from biggraph.storage.files import Arrays, FileRef, MappedArrays
 from biggraph.storage.opening import open_place
 from biggraph.storage.place import RESTORE, Place
 from biggraph.storage.records import PartitionVersion
-from biggraph.storage.relations import sum_relations
+from biggraph.storage.relations import (
+    OPTIMIZER_PREFIX,
+    TABLE_PREFIX,
+    sum_relations,
+    table_name,
+)
 from biggraph.storage.run import read_state, require_run
 from biggraph.storage.state import RunState, Snapshot
 from biggraph.storage.store import describe_mismatch, initial_table
@@ -28,7 +33,6 @@ from biggraph.types import FloatArray, IntArray, PartitionKey
 
 LATEST = "latest"
 BEST = "best"
-OPTIMIZER_PREFIX = "optimizer."  # of relation arrays that are not part of the model
 _ATTEMPTS = 20
 
 
@@ -55,6 +59,7 @@ class Checkpoint:
         self._place = place
         self._kept, self._files = kept, files
         self._initial: tuple[PartitionKey, FloatArray] | None = None
+        self._parameters: Arrays | None = None
 
     @classmethod
     def open(cls, path: str | Path | Place, snapshot: str | None = None) -> Checkpoint:
@@ -115,7 +120,10 @@ class Checkpoint:
             FormatError: the file is damaged.
         """
         saved = self._kept.heads.get(key)
-        all_rows = self._untrained(key) if saved is None else self._trained(key, saved)
+        if key.entity_type in self.state.facts.shared and self._kept.relations is not None:
+            all_rows = self._shared(key)
+        else:
+            all_rows = self._untrained(key) if saved is None else self._trained(key, saved)
         rows: FloatArray = np.array(all_rows[offsets], dtype=np.float32)
         return rows
 
@@ -127,8 +135,8 @@ class Checkpoint:
         """
         if self._kept.relations is None:
             raise FormatError(f"{self.path}: nothing was committed yet; train first")
-        arrays = sum_relations(self._place, self._kept, lambda ref: self._files[ref].arrays()[0])
-        return {n: array for n, array in arrays.items() if not n.startswith(OPTIMIZER_PREFIX)}
+        other = (OPTIMIZER_PREFIX, TABLE_PREFIX)
+        return {n: array.copy() for n, array in self._sum().items() if not n.startswith(other)}
 
     def verify(self) -> list[str]:
         """Return what is wrong with this run, in words; an empty list if it is sound.
@@ -151,8 +159,22 @@ class Checkpoint:
                 problems |= dict.fromkeys(
                     _check_table(where, mapped[saved.file], state, key, saved)
                 )
-            problems |= dict.fromkeys(_check_relations(self._place, kept, mapped))
+            problems |= dict.fromkeys(_check_relations(self._place, state, kept, mapped))
         return list(problems)
+
+    def _sum(self) -> Arrays:
+        """Return relation parameters and shared tables with every delta of this state."""
+        if self._parameters is None:
+            self._parameters = sum_relations(
+                self._place, self._kept, lambda ref: self._files[ref].arrays()[0]
+            )
+        return self._parameters
+
+    def _shared(self, key: PartitionKey) -> NDArray[Any]:
+        found = self._sum()
+        if problem := _describe_shared(found, self.state, key):
+            raise FormatError(f"{self.path}: {problem}")
+        return found[table_name(key.entity_type)]
 
     def _trained(self, key: PartitionKey, saved: PartitionVersion) -> NDArray[Any]:
         arrays, attributes = self._files[saved.file].arrays()
@@ -202,7 +224,10 @@ def _check_numbers(where: str, mapped: MappedArrays | str) -> list[str]:
 
 
 def _check_relations(
-    place: Place, kept: Snapshot, mapped: Mapping[FileRef, MappedArrays | str]
+    place: Place,
+    state: RunState,
+    kept: Snapshot,
+    mapped: Mapping[FileRef, MappedArrays | str],
 ) -> list[str]:
     problems = []
     readable: dict[FileRef, MappedArrays] = {}
@@ -210,12 +235,25 @@ def _check_relations(
         problems += _check_numbers(place.where(ref.path), found := mapped[ref])
         if not isinstance(found, str):
             readable[ref] = found
-    if not problems:
-        try:
-            sum_relations(place, kept, lambda ref: readable[ref].arrays()[0])
-        except FormatError as error:
-            problems = [str(error)]
-    return problems
+    if problems or kept.relations is None:
+        return problems
+    try:
+        arrays = sum_relations(place, kept, lambda ref: readable[ref].arrays()[0])
+    except FormatError as error:
+        return [str(error)]
+    described = [_describe_shared(arrays, state, key) for key in state.facts.shared_keys()]
+    where = place.where(kept.relations.path)
+    return [f"{where}: {problem}" for problem in described if problem]
+
+
+def _describe_shared(arrays: Arrays, state: RunState, key: PartitionKey) -> str | None:
+    """Return in words how the table of a shared entity type differs from the facts, or None."""
+    rows = state.facts.shape(key)
+    name = table_name(key.entity_type)
+    sums = OPTIMIZER_PREFIX + name
+    expected = {name: rows, sums: rows[:1] if state.facts.row_wise else rows}
+    found = {n: arrays[n].shape for n in expected if n in arrays}
+    return None if found == expected else f"expected arrays {expected}, found {found}"
 
 
 def _check_table(

@@ -36,6 +36,8 @@ class InitFacts:
         init_scale: standard deviation of initial embeddings.
         seed: of the run; initial tables follow from it.
         buckets: every non-empty bucket of the train split and its number of edges.
+        shared: entity types whose only partition several workers train at the same time; their
+            tables are kept with the relation parameters.
     """
 
     schema: GraphSchema
@@ -45,10 +47,20 @@ class InitFacts:
     init_scale: float
     seed: int
     buckets: BucketEdges
+    shared: tuple[str, ...] = ()
 
     def shape(self, key: PartitionKey) -> tuple[int, int]:
         """Return (count, D) of a partition's rows."""
         return self.schema.count(key), self.dimension
+
+    def locked(self, bucket: Bucket) -> frozenset[PartitionKey]:
+        """Return the partitions that a worker has for itself while it trains a bucket."""
+        keys = self.schema.partitions_of(bucket)
+        return frozenset(key for key in keys if key.entity_type not in self.shared)
+
+    def shared_keys(self) -> tuple[PartitionKey, ...]:
+        """Return the partition of each shared entity type."""
+        return tuple(PartitionKey(name, 0) for name in self.shared)
 
 
 @dataclass(frozen=True, slots=True)

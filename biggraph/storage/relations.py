@@ -1,5 +1,7 @@
 """The relation parameters of a run: a base file, and the deltas committed since.
 
+The tables of entity types that workers share are among them, under names of their own.
+
 Values and optimizer state are summed in the order of the log, in float32, so that everybody who
 does it comes to the same numbers. Knows names and arrays; nothing of what they mean.
 """
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +19,18 @@ from biggraph.errors import FormatError
 from biggraph.storage.files import Arrays, FileRef, read_arrays, write_arrays
 from biggraph.storage.place import Place
 from biggraph.storage.state import Snapshot
+
+OPTIMIZER_PREFIX = "optimizer."  # of arrays that are optimizer state
+TABLE_PREFIX = "table."  # of tables of shared entity types
+
+
+def table_name(entity_type: str) -> str:
+    """Return the name of a shared entity type's table among the relation parameters.
+
+    >>> table_name("a/b")
+    'table.a%2Fb'
+    """
+    return TABLE_PREFIX + quote(entity_type, safe="")
 
 
 def write_relations(place: Place, fence: int, arrays: Mapping[str, NDArray[Any]]) -> FileRef:

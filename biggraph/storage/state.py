@@ -150,6 +150,8 @@ def _apply_commit(state: RunState, commit: Commit, record: Record) -> RunState:
     _check_progress(state, work, record)
     heads = dict(state.heads)
     for head in work.partitions:
+        if head.key.entity_type in state.facts.shared:
+            raise refused(record, f"partition {head.key} is kept with the relation parameters")
         before = heads.get(head.key)
         if head.base != (before.version if before else 0) or head.saved.version <= head.base:
             raise refused(record, f"partition {head.key} does not follow its last version")
@@ -200,7 +202,7 @@ def _check_chains(
     """Require that each partition's chain says it was trained on exactly the buckets so far."""
     chains = {key: saved.chain for key, saved in state.heads.items()}
     for bucket in work.buckets:
-        for key in state.facts.schema.partitions_of(bucket):
+        for key in state.facts.locked(bucket):
             chains[key] = advance_chain(chains.get(key) or new_chain(key), work.epoch, bucket)
     chains |= {h.key: new_chain(h.key) for h in work.partitions if h.key not in chains}
     for key, chain in chains.items():

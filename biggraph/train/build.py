@@ -34,9 +34,10 @@ from biggraph.train.batch import BatchMaker
 from biggraph.train.bucket import BucketTrainer
 from biggraph.train.checks import check_same_run, required_paths
 from biggraph.train.edges import EdgeReader
-from biggraph.train.ground import Ground
+from biggraph.train.ground import Ground, ground_of
 from biggraph.train.progress import Progress
 from biggraph.train.reservoir import Reservoir
+from biggraph.train.shared import add_shared, shared_tables
 from biggraph.train.step import StepSettings
 from biggraph.train.trainer import Care, Trainer, Validation
 from biggraph.types import mix_seed
@@ -73,10 +74,12 @@ def build(config: Config, *, restart: bool, reporter: Reporter, validate: Valida
     """
     ground = Ground.of(config)
     model = ground.model()
-    directory = open_run(ground, restart=restart)
+    directory = open_run(ground, restart=restart, sharing=False)
     try:
-        metrics = open_metrics(ground, directory.state)
         facts = directory.state.facts
+        ground = ground_of(ground, facts)
+        add_shared(model.parameters, facts)
+        metrics = open_metrics(ground, directory.state)
         sizes = ground.table_sizes(facts)
         _say_plan(reporter, directory.state, ground, len(model.groups), sum(sizes.values()))
         coordinator = build_coordinator(ground, directory, metrics, reporter)
@@ -103,8 +106,13 @@ def build(config: Config, *, restart: bool, reporter: Reporter, validate: Valida
     return Run(trainer, directory)
 
 
-def open_run(ground: Ground, *, restart: bool) -> RunDirectory:
+def open_run(ground: Ground, *, restart: bool, sharing: bool = True) -> RunDirectory:
     """Create, resume or begin anew the run of a run file, after checking that it can be.
+
+    Args:
+        ground: run file and graph.
+        restart: remove an existing run first.
+        sharing: several workers will train a run that is begun now.
 
     Raises:
         ConfigError: the run file does not fit the memory or the run it would resume.
@@ -117,7 +125,7 @@ def open_run(ground: Ground, *, restart: bool) -> RunDirectory:
     before = read_state(path) if is_run(path) and not restart else None
     if before:
         check_same_run(path, config, ground.graph.fingerprint, before)
-    facts = before.facts if before else ground.facts()
+    facts = before.facts if before else ground.facts(sharing=sharing)
     ground.check_memory(facts)
     # Nothing was written or removed up to here.
     if not is_run(path):
@@ -234,6 +242,8 @@ def build_trainer(
     config = ground.config
     store = DiskStore(parts.place, parts.facts, {}, 0)
     sizes = ground.table_sizes(parts.facts)
+    shared = shared_tables(parts.model.parameters, parts.facts)
+    capacity = ground.memory - sum(table.nbytes for table in shared.values())
     return Trainer(
         care=Care(config.train.commit_every, config.train.loss_spike, together),
         session=session,
@@ -241,7 +251,8 @@ def build_trainer(
         needs=ground.needs,
         edges=EdgeReader(ground.graph, "train"),
         store=store,
-        cache=PartitionCache(store, ground.memory, sizes.__getitem__),
+        cache=PartitionCache(store, capacity, sizes.__getitem__),
+        shared=shared,
         reservoir=Reservoir(store, ground.graph.schema, config.negatives.reservoir),
         bucket_trainer=_bucket_trainer(ground, parts.model),
         validate=validate,
@@ -284,6 +295,7 @@ def _bucket_trainer(ground: Ground, model: Model) -> BucketTrainer:
         lr=lr,
         relation_lr=config.optimizer.relation_lr or lr,
         batch_size=config.train.batch_size,
+        shared=frozenset(ground.shared),
     )
     totals = {entity.name: entity.count for entity in ground.graph.schema.entities}
     maker = BatchMaker(

@@ -88,7 +88,10 @@ def check_place(path: str, graph: Path) -> None:
 
 
 def check_memory(
-    needs: Mapping[Bucket, frozenset[PartitionKey]], sizes: Mapping[PartitionKey, int], memory: int
+    needs: Mapping[Bucket, frozenset[PartitionKey]],
+    sizes: Mapping[PartitionKey, int],
+    memory: int,
+    shared: int,
 ) -> None:
     """Refuse a budget that cannot hold the tables of the largest bucket.
 
@@ -96,12 +99,13 @@ def check_memory(
         needs: partitions of each bucket.
         sizes: bytes of each partition's table.
         memory: the budget in bytes.
+        shared: bytes of tables that are always in memory.
 
     Raises:
         ConfigError: names the bucket, both sizes and the remedies.
     """
     largest = max(needs, key=lambda bucket: sum(sizes[key] for key in needs[bucket]))
-    wanted = sum(sizes[key] for key in needs[largest])
+    wanted = shared + sum(sizes[key] for key in needs[largest])
     if wanted > memory:
         raise ConfigError(
             f"train.memory = {memory:,} bytes: bucket {largest} needs {wanted:,} for its tables; "

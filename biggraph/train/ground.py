@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 
@@ -24,6 +24,7 @@ from biggraph.train.checks import (
     required_paths,
     table_bytes,
 )
+from biggraph.train.shared import choose_shared
 from biggraph.types import Bucket, PartitionKey
 
 
@@ -35,6 +36,7 @@ class Ground:
         config: the run file, with an absolute graph path.
         graph: that it names.
         needs: partitions that each non-empty bucket locks.
+        shared: entity types that workers of the run share.
         fingerprint: of graph and run file.
         memory: budget of one worker for tables, in bytes.
         threads: of one worker.
@@ -46,6 +48,7 @@ class Ground:
     fingerprint: str
     memory: int
     threads: int
+    shared: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, config: Config) -> Ground:
@@ -80,9 +83,18 @@ class Ground:
         seed = config.train.seed
         return build_model(config.model, config.relations, self.graph.schema, seed=seed)
 
-    def facts(self) -> InitFacts:
-        """Return what never changes during a new run."""
+    def facts(self, *, sharing: bool) -> InitFacts:
+        """Return what never changes during a new run.
 
+        Args:
+            sharing: several workers may train at the same time.
+        """
+        facts = self._facts()
+        if not sharing:
+            return facts
+        return replace(facts, shared=choose_shared(facts.schema, self.table_sizes(facts)))
+
+    def _facts(self) -> InitFacts:
         def facts(row_wise: bool) -> InitFacts:
             return InitFacts(
                 schema=self.graph.schema,
@@ -106,7 +118,17 @@ class Ground:
 
     def check_memory(self, facts: InitFacts) -> None:
         """Refuse a budget too small for the largest bucket, as `checks.check_memory` does."""
-        check_memory(self.needs, self.table_sizes(facts), self.memory)
+        needs = {bucket: facts.locked(bucket) for bucket in self.needs}
+        sizes = self.table_sizes(facts)
+        check_memory(needs, sizes, self.memory, sum(sizes[key] for key in facts.shared_keys()))
+
+
+def ground_of(ground: Ground, facts: InitFacts) -> Ground:
+    """Return a ground with what a run's facts say of it."""
+    if not facts.shared:
+        return ground
+    needs = {bucket: facts.locked(bucket) for bucket in ground.needs}
+    return replace(ground, needs=needs, shared=facts.shared)
 
 
 def _cores() -> int:

@@ -46,8 +46,9 @@ from biggraph.train.build import (
     open_run,
 )
 from biggraph.train.checks import required_paths
-from biggraph.train.ground import Ground
+from biggraph.train.ground import Ground, ground_of
 from biggraph.train.meeting import find_endpoint, parameters_file, wait_for_run
+from biggraph.train.shared import add_shared
 from biggraph.train.trainer import Trainer, TrainResult, Validation
 
 WORKER_VARIABLE = "BIGGRAPH_WORKER"
@@ -77,6 +78,7 @@ class CoordinatorRole:
         ground = Ground.of(config)
         directory = open_run(ground, restart=restart)
         try:
+            ground = ground_of(ground, directory.state.facts)
             cluster = config.cluster
             secret = find_secret(folder_of(directory.place), cluster.secret_file, create=True)
             require_secret_beyond_loopback(cluster.bind, secret)
@@ -116,7 +118,9 @@ class CoordinatorRole:
 def _build_service(ground: Ground, directory: RunDirectory, reporter: Reporter) -> Service:
     place = directory.place
     if directory.state.relations is None:
-        directory.rebase(ground.model().arrays())  # deltas need something to be added to
+        model = ground.model()
+        add_shared(model.parameters, directory.state.facts)
+        directory.rebase(model.arrays())  # deltas need something to be added to
     parameters = ParameterServer(directory.relations(), lambda ref: read_arrays(place, ref)[0])
     coordinator = build_coordinator(
         ground,
@@ -156,6 +160,7 @@ class WorkerRole:
         _, path = required_paths(config)
         place, plan = open_place(path), Plan.of(config)
         facts = wait_for_run(place, config.cluster.wait)
+        ground = ground_of(ground, facts)
         secret = find_secret(folder_of(place), config.cluster.secret_file, create=False).key
         started = time.time_ns()
         find, connect = partial(find_endpoint, place), partial(open_line, config.cluster)
@@ -166,6 +171,7 @@ class WorkerRole:
         remote = RemoteCoordinator(find, connect, secret, name, started, patience)
         session = Session(remote, name, started, ground.fingerprint, ground.needs)
         model = ground.model()
+        add_shared(model.parameters, facts)
         servers = [
             RemoteCoordinator(where, connect, secret, name, started, for_long)
             for where, for_long in _parameter_servers(config, place, patience)

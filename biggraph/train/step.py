@@ -10,7 +10,7 @@ in the loaded partition and M from outside, D dimension.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +40,7 @@ class StepSettings:
         n3: weight of the N3 regularizer.
         lr: learning rate of rows.
         relation_lr: learning rate of relation parameters.
+        shared: entity types whose rows other processes change too.
         batch_size: edges of a full batch. Every batch is divided by it, not by its own size: the
             few edges of a bucket's or a small group's last batch would else count many times over,
             and Adagrad would never forget their gradients.
@@ -51,6 +52,7 @@ class StepSettings:
     lr: float
     relation_lr: float
     batch_size: int
+    shared: frozenset[str] = frozenset()
 
 
 class _Leaf:
@@ -154,10 +156,11 @@ class _Rows:
             return rows_UD.unsqueeze(0)
         return rows_UD.index_select(0, index.flatten()).view(*index.shape, -1)
 
-    def adagrad_(self, lr: float) -> None:
-        """Move every row that the batch used."""
-        for leaf in self._leaves.values():
-            leaf.adagrad_(lr)
+    def adagrad_(self, lr: float, types: Callable[[str], bool]) -> None:
+        """Move every row that the batch used, of the entity types for which `types` is true."""
+        for key, leaf in self._leaves.items():
+            if types(key.entity_type):
+                leaf.adagrad_(lr)
 
 
 class _Relations:
@@ -206,9 +209,11 @@ def train_step(
     loss, penalty = batch_loss(model, settings, batch, rows, relations)
     total = (loss + penalty) / settings.batch_size
     torch.autograd.backward(total)
-    rows.adagrad_(settings.lr)
+    shared = settings.shared.__contains__
+    rows.adagrad_(settings.lr, lambda name: not shared(name))
     with model.parameters.lock:
         relations.adagrad_(settings.relation_lr)
+        rows.adagrad_(settings.lr, shared)
     return float(loss.detach()) / batch.num_edges
 
 

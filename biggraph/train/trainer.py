@@ -110,6 +110,7 @@ class Trainer:
         edges: edges by bucket, one bucket read ahead.
         store: files of this worker's tables.
         cache: holds tables.
+        shared: tables that other workers train at the same time.
         reservoir: rows of partitions that are not loaded.
         bucket_trainer: trains one bucket.
         validate: evaluates the last commit on the validation split, or None.
@@ -126,6 +127,7 @@ class Trainer:
     edges: EdgeReader
     store: DiskStore
     cache: PartitionCache
+    shared: Mapping[PartitionKey, EmbeddingTable]
     reservoir: Reservoir
     bucket_trainer: BucketTrainer
     validate: Validation | None
@@ -284,7 +286,7 @@ class Trainer:
         if grant.upcoming is not None:
             self.edges.prefetch(grant.upcoming)
             self.cache.prefetch(self.needs[grant.upcoming])
-        used = by_side(bucket, tables)
+        used = by_side(bucket, {**tables, **self.shared})
         outside = self.reservoir.outside((side, table.key) for (side, _), table in used.items())
         self._train(epoch, [bucket], used, outside, edges)
         _advance(epoch, bucket, tables.values())
@@ -303,6 +305,7 @@ class Trainer:
         tables = self.cache.hold(sorted(set().union(*self.needs.values())))
         joined, starts = join_tables(tables)
         edges = self.edges.read_joined(buckets, starts)
+        joined |= {key.entity_type: table for key, table in self.shared.items()}
         used = {(side, name): table for side in Side for name, table in joined.items()}
         self._train(epoch, buckets, used, {}, edges)
         for bucket in buckets:
