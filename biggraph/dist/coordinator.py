@@ -111,7 +111,7 @@ class Coordinator:
         self._holders: dict[int, Holder] = {}
         self._changed = {key: run.state.number for key in run.state.heads}
         self._refused: dict[str, int] = {}
-        self._retired: deque[tuple[float, FileRef]] = deque()
+        self._retired: deque[tuple[float, str]] = deque()
         self.failure: Failed | None = None  # why the run cannot go on
         self._look = -math.inf
         self.edges = 0  # trained and committed since this coordinator began
@@ -146,6 +146,8 @@ class Coordinator:
             self._holders[fence] = Holder(lease.worker, now + self._ttl, known=False)
             if self._parameters:
                 self._parameters.begin(fence)
+        if self.state.leases:  # else nobody reads what was replaced before this start
+            self._retired.extend((now + self._ttl, name) for name in self._run.garbage())
 
     def status(self, now: float) -> dict[str, Any]:
         """Return how the run stands, as `status.describe` does."""
@@ -285,19 +287,19 @@ class Coordinator:
     def _retire(self, before: set[FileRef], now: float) -> None:
         """Remove files that the state no longer names, once nobody can be reading them."""
         grace = self._ttl if self._ttl < math.inf else 0.0  # alone, there are no other readers
-        for ref in sorted(before - self.state.present.files(), key=lambda ref: ref.path):
-            self._retired.append((now + grace, ref))
-        kept = self.state.files()
+        for name in sorted(ref.path for ref in before - self.state.present.files()):
+            self._retired.append((now + grace, name))
+        kept = {ref.path for ref in self.state.files()}
         while self._retired and self._retired[0][0] <= now:
-            _, ref = self._retired.popleft()
-            if ref not in kept:
-                self._run.remove(ref)
+            _, name = self._retired.popleft()
+            if name not in kept:
+                self._run.remove(name)
 
     def _end_epoch(self) -> None:
         self._board.end()
         if self._parameters:
             self._parameters.rebase(self._run)
-        self._run.collect_garbage(ref for _, ref in self._retired)
+        self._run.collect_garbage(name for _, name in self._retired)
         self._chronicle.end_epoch(self.state)
 
     def _refuse(self, request: Submit, error: FormatError) -> Reply:

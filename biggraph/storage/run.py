@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from biggraph.config import Config
 from biggraph.errors import ConfigError, FormatError, InputError, StorageError
 from biggraph.storage import layout, lock, log
-from biggraph.storage.files import Arrays, FileRef
+from biggraph.storage.files import Arrays
 from biggraph.storage.layout import CONFIG, FOLDERS, METRICS
 from biggraph.storage.opening import open_place
 from biggraph.storage.place import Place, require_file
@@ -244,26 +244,27 @@ class RunDirectory:
             )
         self._append("snapshot", Named(name))
 
-    def collect_garbage(self, keep: Iterable[FileRef] = ()) -> int:
-        """Remove files that the last commit, snapshots, live leases and `keep` do not need.
+    def garbage(self) -> list[str]:
+        """Return data files that the last commit, snapshots and live leases do not need.
 
-        Those of fences that this log does not know stay: a writer that froze here and has been
+        Those of fences that this log does not know are none: a writer that froze here and has been
         replaced meanwhile must not remove what its successor's workers wrote.
-
-        Returns:
-            The number of files removed.
-
-        Raises:
-            StorageError: the file system refused.
         """
-        named = {ref.path for ref in (*self.state.files(), *keep)}
-        names = [name for name in layout.data_files(self.place) if name not in named]
+        named = {ref.path for ref in self.state.files()}
         known = max(self._fence, self.state.fence)
-        return self._remove_dead(name for name in names if (layout.fence_of(name) or 0) <= known)
+        dead = [name for name in layout.data_files(self.place) if self._dead(name)]
+        return [n for n in dead if n not in named and (layout.fence_of(n) or 0) <= known]
 
-    def remove(self, ref: FileRef) -> None:
+    def collect_garbage(self, keep: Iterable[str] = ()) -> int:
+        """Remove `garbage` but `keep`; return how many files. Raises as `begin_lease`."""
+        names = sorted(set(self.garbage()).difference(keep))
+        for name in names:
+            self.remove(name)
+        return len(names)
+
+    def remove(self, name: str) -> None:
         """Remove a file that no state names any more; raises as `collect_garbage`."""
-        self.place.remove(ref.path)
+        self.place.remove(name)
 
     def require_own(self) -> None:
         """Refuse where another process has gone on with the run; raises StorageError."""
@@ -286,15 +287,14 @@ class RunDirectory:
 
     def _clean_up(self) -> None:
         """Remove what earlier processes left behind."""
-        self.collect_garbage()
-        self._remove_dead(layout.temporaries(self.place))
-
-    def _remove_dead(self, names: Iterable[str]) -> int:
-        """Remove files that no live lease wrote."""
-        dead = [name for name in names if layout.fence_of(name) not in self.state.leases]
-        for name in dead:
+        if not self.state.leases:  # else workers may be reading what was replaced a moment ago
+            self.collect_garbage()
+        for name in filter(self._dead, layout.temporaries(self.place)):
             self.place.remove(name)
-        return len(dead)
+
+    def _dead(self, name: str) -> bool:
+        """Tell whether no live lease wrote a file."""
+        return layout.fence_of(name) not in self.state.leases
 
     def _next_fence(self) -> int:
         return max(self._fence, self.state.fence + 1)

@@ -432,3 +432,20 @@ def test_a_coordinator_that_nobody_asks_notices_that_it_was_replaced(world):
     world.coordinator.tick(1.0)
     with pytest.raises(StorageError, match="another process has written"):
         world.coordinator.tick(10.0)
+
+
+def test_a_new_coordinator_keeps_for_a_while_what_was_replaced(world):
+    worker = world.worker("a")
+    worker.train(worker.acquire())
+    worker.commit()
+    key, old = next(iter(worker.session.heads.items()))
+    while worker.session.heads[key] == old:
+        worker.train(worker.acquire())
+        worker.commit()
+    world.restart()
+    assert world.run.place.size(old.file.path) is not None  # somebody may be reading it
+    world.now += TTL - 1
+    worker.train(worker.acquire())
+    world.now += 2
+    worker.commit()
+    assert world.run.place.size(old.file.path) is None

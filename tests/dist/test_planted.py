@@ -232,11 +232,7 @@ def tables_are_not_synced(patch):
 
 @plants(*COORDINATORS, within=40)
 def garbage_of_live_leases_is_removed(patch):
-    def _remove_dead(self, names):
-        for name in names:
-            self.place.remove(name)
-
-    patch.setattr(RunDirectory, "_remove_dead", _remove_dead)
+    patch.setattr(RunDirectory, "_dead", lambda self, name: True)
 
 
 @plants(within=20)
@@ -263,7 +259,7 @@ def renewal_says_what_was_so_before(patch):
     patch.setattr(Board, "granted", lambda self, holder, holding: True)
 
 
-@plants(*COORDINATORS, within=200)
+@plants("second coordinator", "full disk", within=60)
 def replaced_coordinator_stays(patch):
     patch.setattr(RunDirectory, "require_own", lambda self: None)
 
