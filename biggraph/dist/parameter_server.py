@@ -59,7 +59,7 @@ class Sums:
         """Take a lease's cumulative delta, and return everything but that.
 
         Args:
-            header: {"fence": of the lease}.
+            header: {"fence": of the lease, "committed": whether to return nobody's delta}.
             delta: float32 [n], or empty to look only.
 
         Returns:
@@ -78,6 +78,8 @@ class Sums:
             if isinstance(fence, int) and live and delta.numel():
                 self._deltas[fence] = delta.clone()
             view = self.committed.clone()
+            if header.get("committed"):
+                return {"live": live}, view
             for other in sorted(self._deltas.keys() - {fence}):
                 if (pushed := self._deltas[other]) is not None:
                     view += pushed

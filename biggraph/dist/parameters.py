@@ -173,24 +173,24 @@ class SharedParameters:
             self._reference, self._saved, self._fence = self._saved, None, fence
 
     def end(self) -> None:
-        """Set the copy to the servers' view; raises LinkLost."""
+        """Set the copy to what is committed; raises LinkLost."""
         with self._turn:
-            self._pull()
+            self._pull(committed=True)
 
-    def _pull(self) -> None:
+    def _pull(self, *, committed: bool = False) -> None:
         views = []
         for part, call in self._servers:
-            _, view = self._ask(call, part, torch.empty(0), patient=True)
+            _, view = self._ask(call, part, torch.empty(0), patient=True, committed=committed)
             views.append(view.clone())
         self._reference = torch.cat(views)
         with self._parameters.lock:
             set_to(self._arrays, self._reference)
 
     def _ask(
-        self, call: Exchange, part: slice, delta: Tensor, *, patient: bool
+        self, call: Exchange, part: slice, delta: Tensor, *, patient: bool, committed: bool = False
     ) -> tuple[bool, Tensor]:
         """Exchange one slice; return whether the lease is known there, and the view."""
-        header = {"fence": self._fence, "fresh": patient}
+        header = {"fence": self._fence, "fresh": patient, "committed": committed}
         answer, view = call(header, delta, patient=patient)
         self.bytes_exchanged += delta.nbytes + view.nbytes
         if len(view) != len(self._reference[part]):

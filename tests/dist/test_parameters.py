@@ -296,3 +296,12 @@ def test_sums_change_in_one_step_while_others_exchange():
     stop.set()
     thread.join()
     assert seen == sorted(seen)
+
+
+def test_the_end_of_a_run_counts_nothing_uncommitted(cluster):
+    busy, done = cluster.worker("busy"), cluster.worker("done")
+    catch_up(cluster)
+    busy.train(1)
+    busy.shared.exchange()
+    done.shared.end()
+    assert bits(done.parameters.arrays()) == bits(cluster.committed())
