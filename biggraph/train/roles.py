@@ -199,7 +199,7 @@ class WorkerRole:
         except RunOver:
             state = read_state(self.place)
             best, early = course.best(state, self.plan), state.epoch < self.plan.epochs
-            return TrainResult(state.epoch, self.trainer.edges_trained, best, early)
+            return TrainResult(state.epoch, self.trainer.trained, best, early)
         finally:
             ended.set()
             self.parameters.close()

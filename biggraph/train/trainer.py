@@ -7,6 +7,7 @@ Knows nothing of epochs to come, of other workers or of the log.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -36,6 +37,7 @@ Clock = Callable[[], float]
 Partitions = frozenset[PartitionKey]
 
 _IDLE_S = 0.02  # between the first two questions of a worker that has to wait, doubled each time
+_STUMBLES = 3  # over files that are not there, between two commits
 _LONGEST_IDLE_S = 0.25
 
 
@@ -138,14 +140,9 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self._pending = _Pending(self.clock(), self._traffic())
-        self._stop_requested = False
-        self._abandoned = False
-        self._trained = 0
-
-    @property
-    def edges_trained(self) -> int:
-        """Edges trained by this start."""
-        return self._trained
+        self._stop_requested = self._abandoned = False
+        self.trained = 0  # edges, by this start
+        self._stumbled = 0  # how often since the last commit
 
     def stop(self) -> None:
         """Finish the bucket in training, commit and raise `Interrupted`; at once when repeated.
@@ -188,7 +185,7 @@ class Trainer:
                 self._leave(error)
         self.keeper.end()
         self.session.release()
-        return TrainResult(finished.epochs, self._trained, finished.best, finished.stopped_early)
+        return TrainResult(finished.epochs, self.trained, finished.best, finished.stopped_early)
 
     def _begin(self) -> None:
         """Get a lease and forget what was done under an earlier one."""
@@ -221,7 +218,11 @@ class Trainer:
             pass
         with suppress(Exception):
             self.session.release()
-        raise error
+        # A coordinator that started again may have removed what others had just replaced.
+        self._stumbled += 1
+        alone, missing = self.session.ttl_s == math.inf, isinstance(error, FormatError)
+        if alone or not missing or self._stumbled > _STUMBLES:
+            raise error
 
     def _work(self) -> Finished:
         idle_s = _IDLE_S
@@ -320,7 +321,7 @@ class Trainer:
         self._guard(buckets[0], stats)
         self.progress.finish(stats.edges)
         self._pending.add(epoch, buckets, stats)
-        self._trained += stats.edges
+        self.trained += stats.edges
         seconds = max(self.clock() - started, 1e-9)
         self.metrics.write(
             "bucket", epoch=epoch, buckets=[list(bucket) for bucket in buckets], edges=stats.edges,
@@ -360,7 +361,7 @@ class Trainer:
             stats=pending.stats(traffic),
         )
         self.session.commit(work, released)
-        self.store.fence = self.session.fence
+        self.store.fence, self._stumbled = self.session.fence, 0
         self.keeper.committed(self.session.fence)
         self._pending = _Pending(self.clock(), traffic)
 
