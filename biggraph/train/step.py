@@ -22,11 +22,21 @@ from biggraph.model.regularizers import n3
 from biggraph.storage.table import EmbeddingTable
 from biggraph.train.batch import Batch
 from biggraph.train.reservoir import Outside
-from biggraph.types import PartitionKey, Side
+from biggraph.types import Bucket, PartitionKey, Side
 
 _ADAGRAD_EPSILON = 1e-10
 
 Tables = Mapping[tuple[Side, str], EmbeddingTable]
+
+
+def by_side(bucket: Bucket, tables: Mapping[PartitionKey, EmbeddingTable]) -> Tables:
+    """Return a bucket's tables by side and entity type, as a step finds them."""
+    by_use = {}
+    for key, table in tables.items():
+        for side, index in ((Side.LHS, bucket.lhs), (Side.RHS, bucket.rhs)):
+            if key.index == index:
+                by_use[side, key.entity_type] = table
+    return by_use
 
 
 @dataclass(frozen=True)

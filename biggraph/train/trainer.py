@@ -27,7 +27,7 @@ from biggraph.train.bucket import BucketStats, BucketTrainer
 from biggraph.train.edges import EdgeReader
 from biggraph.train.progress import Progress
 from biggraph.train.reservoir import Outside, Reservoir
-from biggraph.train.step import Tables
+from biggraph.train.step import Tables, by_side
 from biggraph.train.together import join_tables
 from biggraph.types import Bucket, Edges, PartitionKey, Side
 
@@ -388,13 +388,3 @@ class Trainer:
 def _advance(epoch: int, bucket: Bucket, tables: Iterable[EmbeddingTable]) -> None:
     for table in tables:
         table.chain = advance_chain(table.chain, epoch, bucket)
-
-
-def by_side(bucket: Bucket, tables: Mapping[PartitionKey, EmbeddingTable]) -> Tables:
-    """Return a bucket's tables by side and entity type, as a step finds them."""
-    by_use = {}
-    for key, table in tables.items():
-        for side, index in ((Side.LHS, bucket.lhs), (Side.RHS, bucket.rhs)):
-            if key.index == index:
-                by_use[side, key.entity_type] = table
-    return by_use
