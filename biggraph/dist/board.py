@@ -82,10 +82,12 @@ class Board:
         holder.finished = tuple(b for b in holder.finished if b not in committed)
 
     def release(self, holder: Holder, keys: Iterable[PartitionKey]) -> None:
-        """Let others have partitions, as far as the worker holds them: it may say so twice."""
-        if self._scheduler is not None:
-            held = self._scheduler.holds(holder.worker)
-            self._scheduler.give_back(holder.worker, held.intersection(keys))
+        """Let others have partitions, as far as the worker holds and does not need them."""
+        if self._scheduler is None:
+            return
+        held = self._scheduler.holds(holder.worker)  # it may say so twice
+        spare = held.intersection(keys) - self._scheduler.needed(holder.worker)
+        self._scheduler.give_back(holder.worker, spare)
 
     def lose(self, holder: Holder) -> None:
         """Take back everything of a worker that is not committed."""

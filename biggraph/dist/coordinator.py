@@ -11,14 +11,15 @@ A world of one calls it directly. Knows nothing of sockets, tensors, threads or 
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from biggraph.dist import course
+from biggraph.dist.attic import Attic
 from biggraph.dist.board import Board, Schedule
 from biggraph.dist.course import Plan
 from biggraph.dist.holder import Holder
+from biggraph.dist.parameter_server import Parameters
 from biggraph.dist.protocol import (
     Acquire,
     AskStatus,
@@ -53,31 +54,8 @@ from biggraph.storage.state import RunState
 from biggraph.types import PartitionKey
 
 _LOOK_S = 5.0  # between two looks whether another coordinator writes the log
+_HEAVY = 16  # times the weight of their base that deltas may have between two epochs' ends
 _REFUSALS = 3  # commits of one worker that the log refuses in a row: a defect, not an accident
-
-
-class Parameters(Protocol):
-    """Sums up what leases do to the relation parameters; see `parameters.ParameterServer`."""
-
-    def begin(self, fence: int) -> None:
-        """Take what a new lease does from now on."""
-        ...
-
-    def check(self, work: Work) -> Any:
-        """Read what a commit brings; raises FormatError where it cannot count."""
-        ...
-
-    def commit(self, fence: int, following: int, delta: Any) -> None:
-        """Count the delta of a lease, for ever; the worker goes on under the lease `following`."""
-        ...
-
-    def drop(self, fence: int) -> None:
-        """Forget the delta of a lease."""
-        ...
-
-    def rebase(self, run: RunDirectory) -> None:
-        """Write the parameters with all their deltas as the new base."""
-        ...
 
 
 class Coordinator:
@@ -111,7 +89,8 @@ class Coordinator:
         self._holders: dict[int, Holder] = {}
         self._changed = {key: run.state.number for key in run.state.heads}
         self._refused: dict[str, int] = {}
-        self._retired: deque[tuple[float, str]] = deque()
+        # Alone, nobody else reads what was replaced.
+        self._attic = Attic(run, 0.0 if math.isinf(ttl) else ttl)
         self.failure: Failed | None = None  # why the run cannot go on
         self._look = -math.inf
         self.edges = 0  # trained and committed since this coordinator began
@@ -140,6 +119,11 @@ class Coordinator:
         early = self.state.epoch < self._plan.epochs
         return Finished(self.state.epoch, course.best(self.state, self._plan), early)
 
+    def owner(self, fence: int) -> str | None:
+        """Return the worker that has a lease, None where there is no such lease."""
+        lease = self.state.leases.get(fence)
+        return None if lease is None else lease.worker
+
     def start(self, now: float) -> None:
         """Take over the leases of the log: each may live for one more `ttl`."""
         for fence, lease in self.state.leases.items():
@@ -147,7 +131,7 @@ class Coordinator:
             if self._parameters:
                 self._parameters.begin(fence)
         if self.state.leases:  # else nobody reads what was replaced before this start
-            self._retired.extend((now + self._ttl, name) for name in self._run.garbage())
+            self._attic.put(self._run.garbage(), now)
 
     def status(self, now: float) -> dict[str, Any]:
         """Return how the run stands, as `status.describe` does."""
@@ -232,6 +216,7 @@ class Coordinator:
             heads=self._heads_since(request.known),
             known=self.state.number,
             upcoming=self._board.upcoming(holder, request.cached),
+            rate=self.state.rate,
             edges_done=self.state.edges.get(self.state.epoch + 1, 0),
         )
 
@@ -256,19 +241,22 @@ class Coordinator:
         if not self._may_have(holder, request.holding):
             self._end(request.fence, _NOT_ITS_OWN)
             return Lost(_NOT_ITS_OWN)
-        before = self.state.present.files()
+        replaced = self._replaced_by(request.work)
         try:
             delta = self._parameters.check(request.work) if self._parameters else None
             following = self._run.commit(request.fence, request.work)
         except FormatError as error:
             return self._refuse(request, error)
-        self._retire(before, now)
+        if self._parameters:
+            self._parameters.commit(request.fence, following, delta)
+        self._attic.put(replaced, now)
+        self._attic.empty(now, self.state)
         self._refused.pop(holder.worker, None)
         holder.deadline = now + self._ttl
-        self._count(request, holder, following, delta)
+        self._count(request, holder, following, now)
         return Committed(following)
 
-    def _count(self, request: Submit, holder: Holder, following: int, delta: Any) -> None:
+    def _count(self, request: Submit, holder: Holder, following: int, now: float) -> None:
         """Remember what a commit changed."""
         work = request.work
         del self._holders[request.fence]
@@ -277,29 +265,32 @@ class Coordinator:
         self._board.commit(holder, work.buckets)
         self._board.release(holder, request.released)
         self._changed |= {head.key: self.state.number for head in work.partitions}
-        if self._parameters:
-            self._parameters.commit(request.fence, following, delta)
         self.edges += work.edges
         self._chronicle.commit(holder.worker, work)
         if self.state.epoch == work.epoch:
-            self._end_epoch()
+            self._end_epoch(now)
+        elif self._parameters and _weight(self.state.deltas) > _HEAVY * _weight(
+            [ref for ref in (self.state.relations,) if ref is not None]
+        ):
+            self._rebase(now)
 
-    def _retire(self, before: set[FileRef], now: float) -> None:
-        """Remove files that the state no longer names, once nobody can be reading them."""
-        grace = self._ttl if self._ttl < math.inf else 0.0  # alone, there are no other readers
-        for name in sorted(ref.path for ref in before - self.state.present.files()):
-            self._retired.append((now + grace, name))
-        kept = {ref.path for ref in self.state.files()}
-        while self._retired and self._retired[0][0] <= now:
-            _, name = self._retired.popleft()
-            if name not in kept:
-                self._run.remove(name)
+    def _replaced_by(self, work: Work) -> list[str]:
+        """Return the files that the state will no longer name after this work."""
+        heads = self.state.heads
+        replaced = [heads[head.key].file for head in work.partitions if head.key in heads]
+        parameters = self.state.present.parameter_files() if work.relations else ()
+        return [ref.path for ref in (*replaced, *parameters)]
 
-    def _end_epoch(self) -> None:
-        self._board.end()
+    def _rebase(self, now: float) -> None:
+        """Write the relation parameters whole, so that no reader has many deltas to add."""
         if self._parameters:
+            self._attic.put([ref.path for ref in self.state.present.parameter_files()], now)
             self._parameters.rebase(self._run)
-        self._run.collect_garbage(name for _, name in self._retired)
+
+    def _end_epoch(self, now: float) -> None:
+        self._board.end()
+        self._rebase(now)
+        self._run.collect_garbage(self._attic.names)
         self._chronicle.end_epoch(self.state)
 
     def _refuse(self, request: Submit, error: FormatError) -> Reply:
@@ -331,6 +322,9 @@ class Coordinator:
     def _diverged(self, request: Diverged, now: float) -> Reply:
         if request.fence not in self._holders:
             return _lost(request.fence)
+        if request.rate > self.state.rate:  # another's divergence has lowered it meanwhile
+            self._end(request.fence, f"diverged: {request.reason}")
+            return Lost("diverged at a rate that is halved by now")
         slower = course.may_slow_down(self.state, self._plan)
         self._end(request.fence, f"diverged: {request.reason}", 0.5 if slower else 1.0)
         if not slower:
@@ -396,3 +390,7 @@ def _lost(fence: int) -> Lost:
 _OTHER_RUN = "worker {}: has another run file or graph than the coordinator; give all the same"
 _OTHER_START = "worker {0}: another of that name has started later; set BIGGRAPH_WORKER for each"
 _NOT_ITS_OWN = "what it has, others have or have done"
+
+
+def _weight(files: Iterable[FileRef]) -> int:
+    return sum(ref.size for ref in files)

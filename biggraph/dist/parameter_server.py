@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -67,11 +67,13 @@ class Sums:
             view: committed + deltas of all other leases, float32 [n].
 
         Raises:
-            FormatError: a vector of another size.
+            FormatError: a vector of another size, or not finite.
         """
         fence, size = header.get("fence"), self.committed.numel()
         if delta.numel() not in (0, size):
             raise FormatError(f"{delta.numel():,} relation parameters, expected {size:,}")
+        if not bool(torch.isfinite(delta).all()):
+            raise FormatError("relation parameters that are not finite; others will not have them")
         with self._lock:
             self.exchanges += 1
             live = isinstance(fence, int) and fence in self._deltas
@@ -84,6 +86,30 @@ class Sums:
                 if (pushed := self._deltas[other]) is not None:
                     view += pushed
         return {"live": live}, view
+
+
+class Parameters(Protocol):
+    """Sums up what leases do to the relation parameters; see `ParameterServer`."""
+
+    def begin(self, fence: int) -> None:
+        """Take what a new lease does from now on."""
+        ...
+
+    def check(self, work: Work) -> Any:
+        """Read what a commit brings; raises FormatError where it cannot count."""
+        ...
+
+    def commit(self, fence: int, following: int, delta: Any) -> None:
+        """Count the delta of a lease, for ever; the worker goes on under the lease `following`."""
+        ...
+
+    def drop(self, fence: int) -> None:
+        """Forget the delta of a lease."""
+        ...
+
+    def rebase(self, run: RunDirectory) -> None:
+        """Write the parameters with all their deltas as the new base."""
+        ...
 
 
 class ParameterServer:
@@ -128,8 +154,8 @@ class ParameterServer:
             delta = self._read(work.delta)
         except FileNotFoundError:
             raise FormatError(f"{work.delta.path}: missing") from None
-        expected = {name: array.shape for name, array in self._committed.items()}
-        if {name: array.shape for name, array in delta.items()} != expected:
+        expected = {name: (array.shape, array.dtype) for name, array in self._committed.items()}
+        if {name: (array.shape, array.dtype) for name, array in delta.items()} != expected:
             raise FormatError(f"{work.delta.path}: not the relation parameters of this run")
         if not bool(torch.isfinite(flatten(delta)).all()):
             raise FormatError(f"{work.delta.path}: not finite")

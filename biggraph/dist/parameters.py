@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from biggraph.dist.vector import add_to, cut, flatten, set_to, unflatten
-from biggraph.errors import DivergenceError, LinkLost, RemoteError
+from biggraph.dist.vector import cut, flatten, set_to, unflatten
+from biggraph.errors import BigGraphError, DivergenceError, RemoteError
 from biggraph.model.relations import RelationParameters
 from biggraph.storage.files import Arrays, FileRef
 from biggraph.storage.relations import write_relations
@@ -137,18 +137,23 @@ class SharedParameters:
                 return  # between save and commit, the copy is both the worker's and the run's
             with self._parameters.lock:
                 delta = flatten(self._arrays) - self._reference
-            change = torch.zeros_like(delta)
+            if not bool(torch.isfinite(delta).all()):
+                return  # what diverged here is not for others; the commit will refuse it
+            view = self._reference.clone()
             for part, call in self._servers:
                 try:
-                    live, view = self._ask(call, part, delta[part], patient=False)
-                except (LinkLost, RemoteError):
+                    live, found = self._ask(call, part, delta[part], patient=False)
+                except BigGraphError:
                     self.lost += 1  # the next one carries everything
                     continue
                 if live:
-                    change[part] = view - self._reference[part]
-                    self._reference[part] = view
+                    view[part] = found
             with self._parameters.lock:
-                add_to(self._arrays, change)
+                # Not `copy += view - reference`: its rounding would drift, and Adagrad's sums that
+                # this worker never touched could sink below zero when others' deltas go.
+                own = flatten(self._arrays) - self._reference
+                set_to(self._arrays, view + own)
+            self._reference = view
 
     def save(self, store: DiskStore) -> tuple[FileRef | None, FileRef | None]:
         """Write what this worker did since its lease began.

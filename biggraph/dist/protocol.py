@@ -120,10 +120,17 @@ class Evaluated:
 
 @dataclass(frozen=True, slots=True)
 class Diverged:
-    """A worker's training has diverged; it forgets what is not committed."""
+    """A worker's training has diverged; it forgets what is not committed.
+
+    Args:
+        fence: of its lease.
+        reason: in words.
+        rate: what multiplied its learning rates.
+    """
 
     fence: Natural
     reason: str
+    rate: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +182,7 @@ class Grant:
         heads: newest versions of partitions that others have changed since `Acquire.known`.
         known: number of log records that these heads follow from.
         upcoming: probably the next one.
+        rate: multiplies the learning rates of the run file from here on.
         edges_done: edges of this epoch committed so far.
     """
 
@@ -184,6 +192,7 @@ class Grant:
     heads: Heads
     known: int
     upcoming: Bucket | None
+    rate: float
     edges_done: int
 
 
@@ -255,7 +264,18 @@ class Status:
     values: dict[str, Any]
 
 
-Request = Hello | Acquire | GiveBack | Renew | Submit | Evaluated | Diverged | Release | Connect | AskStatus
+Request = (
+    Hello
+    | Acquire
+    | GiveBack
+    | Renew
+    | Submit
+    | Evaluated
+    | Diverged
+    | Release
+    | Connect
+    | AskStatus
+)
 Reply = Welcome | Grant | Validate | Wait | Finished | Committed | Done | Lost | Failed | Status
 
 _REQUESTS = {c.__name__: c for c in Request.__args__}

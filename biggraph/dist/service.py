@@ -32,7 +32,7 @@ from biggraph.dist.protocol import (
     encode,
 )
 from biggraph.dist.transport import Handlers, Server, open_server
-from biggraph.errors import BigGraphError, InputError, StorageError
+from biggraph.errors import BigGraphError, InputError
 from biggraph.sections import ClusterSection
 
 _TICK_S = 0.2
@@ -58,7 +58,7 @@ class Service:
     ) -> None:
         self._coordinator, self._parameters, self._clock = coordinator, parameters, clock
         self._lock = threading.Lock()
-        self._broken: BigGraphError | None = None
+        self._broken: Exception | None = None
         self._seen, self._frozen_s = clock(), 0.0
         self._server: Server | None = None
 
@@ -99,6 +99,9 @@ class Service:
             self._server.accept(request.key)
             return encode(Done())
         with self._lock:
+            owner = self._coordinator.owner(getattr(request, "fence", 0))
+            if owner not in (None, sender):
+                raise InputError(f"{sender} speaks as {owner}; each worker as itself")
             return encode(self._handle(request))
 
     @property
@@ -111,6 +114,7 @@ class Service:
 
         Raises:
             BigGraphError: the run has failed, or the log cannot be written.
+            Exception: a defect of the coordinator.
         """
         while not stop.wait(_TICK_S):
             with self._lock:
@@ -140,7 +144,7 @@ class Service:
     def _tick(self) -> None:
         try:
             self._coordinator.tick(self._now())
-        except StorageError as error:
+        except Exception as error:  # noqa: BLE001 - ends the service, see `run`
             self._broken = error
 
     def _handle(self, request: Request) -> Any:
@@ -148,7 +152,8 @@ class Service:
             raise self._broken
         try:
             reply = self._coordinator.handle(request, self._now())
-        except StorageError as error:
+        except Exception as error:
+            # The log has what counts; what is in memory may be half done, so another start it is.
             self._broken = error
             raise
         if isinstance(request, AskStatus) and isinstance(reply, Status):

@@ -175,7 +175,7 @@ class Session:
 
     def diverged(self, reason: str) -> None:
         """Report that training diverged; always raises: LeaseLostError if it may go on."""
-        self._expect(Diverged(self.fence, reason))
+        self._expect(Diverged(self.fence, reason, self.rate))
 
     def release(self) -> None:
         """End the lease."""

@@ -139,6 +139,15 @@ class BucketScheduler:
         """Return the partitions that `owner` holds."""
         return self._partitions(self._mine(owner))
 
+    def needed(self, owner: str) -> Partitions:
+        """Return the partitions that the running bucket of `owner` needs."""
+        position = self._running.get(owner)
+        needs = np.zeros(len(self._holder), bool)
+        if position is not None:
+            needs[self._needs[:, position]] = True
+            needs[-1] = False
+        return self._partitions(needs)
+
     def acquire(self, owner: str, cached: Partitions = frozenset()) -> Grant | Wait | EpochDone:
         """Ask for a bucket to train.
 

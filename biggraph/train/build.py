@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from biggraph.config import Config
 from biggraph.dist.board import Schedule
-from biggraph.dist.coordinator import Coordinator, Parameters
+from biggraph.dist.coordinator import Coordinator
 from biggraph.dist.course import Plan
+from biggraph.dist.parameter_server import Parameters
 from biggraph.dist.parameters import Keeper, OwnParameters
 from biggraph.dist.session import Session
 from biggraph.dist.status import Chronicle
