@@ -29,7 +29,8 @@ SCHEMA = GraphSchema((EntityType("e", (1, 1, 1)),), (RelationType("r", "e", "e")
 BUCKETS = {Bucket(i, j): 1 for i in range(3) for j in range(3) if (i, j) != (2, 0)}
 NEEDS = SCHEMA.needs(BUCKETS)
 FACTS = InitFacts(SCHEMA, "graph", 1, True, 0.1, 0, BUCKETS)
-NAMES = st.sampled_from(["a", "b", "c"])
+TIMES = st.integers(1, 3)  # that a request comes
+NAMES = st.sampled_from(["a", "b"])
 
 
 class Memory(Disk):
@@ -99,10 +100,6 @@ class Machine(RuleBasedStateMachine):
             del self.sessions[name]
             return None
 
-    @rule(times=st.integers(1, 3))
-    def repeat_the_next_request(self, times):
-        self.times = times
-
     @rule(name=NAMES)
     def hello(self, name):
         session = Session(self.handle, name, len(self.oracle.fences) + 1000, "run", NEEDS)
@@ -112,10 +109,12 @@ class Machine(RuleBasedStateMachine):
         self.chains[name] = {key: saved.chain for key, saved in session.heads.items()}
 
     @precondition(lambda self: self.sessions)
-    @rule(name=NAMES)
-    def work_on(self, name):
-        if name in self.sessions:
-            self.attempt(name, lambda session: self.step(name, session))
+    @rule(name=NAMES, steps=st.integers(1, 4), times=TIMES)
+    def work_on(self, name, steps, times):
+        for _ in range(steps):
+            self.times = times
+            if name in self.sessions:
+                self.attempt(name, lambda session: self.step(name, session))
 
     def step(self, name, session):
         task, changed = session.acquire()
@@ -137,8 +136,10 @@ class Machine(RuleBasedStateMachine):
         else:
             session.give_back(evict)
 
-    @rule(name=NAMES)
-    def commit(self, name):
+    @precondition(lambda self: self.sessions)
+    @rule(name=NAMES, times=TIMES)
+    def commit(self, name, times):
+        self.times = times
         if name in self.sessions and self.sessions[name].trained:
             self.attempt(name, lambda session: self.submit(name, session, ()))
 
@@ -157,17 +158,19 @@ class Machine(RuleBasedStateMachine):
         self.oracle.leased(session.fence)
         self.oracle.committed(epoch, buckets)
 
+    @precondition(lambda self: self.sessions)
     @rule(name=NAMES)
     def renew(self, name):
         if name in self.sessions:
             self.attempt(name, lambda session: session.renew(0))
 
+    @precondition(lambda self: self.sessions)
     @rule(name=NAMES)
     def release(self, name):
         if name in self.sessions:
             self.sessions.pop(name).release()
 
-    @rule(seconds=st.sampled_from([0.1, TTL / 2, TTL]))
+    @rule(seconds=st.sampled_from([0.1, 1.0, TTL / 2, TTL]))
     def pass_time(self, seconds):
         self.now += seconds
 
