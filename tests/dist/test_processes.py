@@ -151,6 +151,7 @@ def test_what_a_worker_did_before_it_froze_is_refused(stage):
     assert "lease_lost" in found.events("w0")
 
 
+@pytest.mark.slow
 def test_a_worker_that_wakes_after_the_end_hears_of_it(stage):
     found = stage(ttl=2.0)
     coordinator = found.coordinator()
@@ -179,6 +180,7 @@ def test_a_worker_that_is_asked_to_end_releases_its_lease(stage):
     assert expired(found.run) == ["released"] * 2
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_asked_to_end_waits_for_no_coordinator(stage):
     found = stage()
     coordinator, worker = found.coordinator(), found.worker("w0", pace=PACE_S)
@@ -219,9 +221,8 @@ def test_the_status_during_and_after_a_run(stage):
     assert during["coordinator"].startswith("127.0.0.1:")
     assert during["buckets"] == 16
     found.finish(coordinator, worker)
-    after = json.loads(status(found, "--json"))
-    assert (after["epoch"], after["leases"], after["coordinator"]) == (2, 0, None)
-    assert "epoch: 2" in status(found)
+    after = status(found).splitlines()
+    assert {"epoch: 2", "leases: 0", "coordinator: None"} <= set(after)
 
 
 def test_training_on_one_machine_ends_with_its_parent_and_goes_on(stage):
