@@ -109,6 +109,12 @@ class Service:
         """Edges trained and committed since this service began."""
         return self._coordinator.edges
 
+    @property
+    def failure(self) -> BigGraphError | None:
+        """Why the run cannot go on, or None."""
+        failure = self._coordinator.failure
+        return None if failure is None else _error(failure)
+
     def run(self, stop: threading.Event, on_status: OnStatus) -> Finished | None:
         """Serve until the run is finished and every worker knows it; None if `stop` was set.
 
@@ -119,13 +125,13 @@ class Service:
         while not stop.wait(_TICK_S):
             with self._lock:
                 self._tick()
-                end, failure = self._coordinator.end, self._coordinator.failure
+                end, failure = self._coordinator.end, self.failure
                 told = not self._coordinator.state.leases
                 status = self._coordinator.status(self._now())
             if self._broken is not None:
                 raise self._broken
             if failure is not None and told:
-                raise _error(failure)
+                raise failure
             if end is not None and told:
                 return end
             on_status(status)

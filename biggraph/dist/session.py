@@ -73,6 +73,7 @@ class Session:
         self.fence = 0
         self.ttl_s = float("inf")
         self.rate = 1.0
+        self.failed = False  # whether the coordinator has said that the run has
         self.heads: dict[PartitionKey, PartitionVersion] = {}
         self._known = 0
         self._holding = Holding()
@@ -201,5 +202,6 @@ class Session:
     def _ask(self, request: Request) -> Reply:
         answer = self._call(request)
         if isinstance(answer, Failed):
+            self.failed = True
             raise getattr(errors, answer.kind, errors.BigGraphError)(answer.message)
         return answer

@@ -19,6 +19,7 @@ from biggraph.errors import FormatError
 from biggraph.storage.files import Arrays, FileRef, read_arrays, write_arrays
 from biggraph.storage.place import Place
 from biggraph.storage.state import Snapshot
+from biggraph.storage.store import parameters_path
 
 OPTIMIZER_PREFIX = "optimizer."  # of arrays that are optimizer state
 TABLE_PREFIX = "table."  # of tables of shared entity types
@@ -40,7 +41,7 @@ def write_relations(place: Place, fence: int, arrays: Mapping[str, NDArray[Any]]
         StorageError: the place refused.
     """
     found = {name: np.asarray(array) for name, array in arrays.items()}
-    return write_arrays(place, f"relations/f{fence:06d}.h5", found, {"fence": fence})
+    return write_arrays(place, parameters_path(fence), found, {"fence": fence})
 
 
 def read_relations(place: Place, snapshot: Snapshot) -> Arrays:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from biggraph.errors import FormatError
+from biggraph.storage import store
 from biggraph.storage.files import FileRef
 from biggraph.storage.log import Record
 from biggraph.storage.records import (
@@ -158,6 +159,7 @@ def _apply_commit(state: RunState, commit: Commit, record: Record) -> RunState:
         heads[head.key] = head.saved
     _check_chains(state, heads, work, record)
     _check_edges(state, work, record)
+    _check_names(commit, record)
     done, epoch = (*state.done, *work.buckets), work.epoch
     if len(done) == len(state.facts.buckets):
         done, completed = (), epoch
@@ -191,6 +193,18 @@ def _check_progress(state: RunState, work: Work, record: Record) -> None:
         seen.add(bucket)
     if work.delta and work.relations is None and state.relations is None:
         raise refused(record, "its delta has no relation parameters to be added to")
+
+
+def _check_names(commit: Commit, record: Record) -> None:
+    """Require that a commit names files of its own, so that it can make no other one disappear."""
+    work = commit.work
+    for head in work.partitions:
+        expected = store.partition_path(head.key, head.saved.version, commit.fence)
+        if head.saved.file.path != expected:
+            raise refused(record, f"partition {head.key} is in {head.saved.file.path!r}")
+    for ref in (work.relations, work.delta):
+        if ref is not None and ref.path != store.parameters_path(commit.fence):
+            raise refused(record, f"its relation parameters are in {ref.path!r}")
 
 
 def _check_chains(

@@ -141,6 +141,15 @@ def partition_path(key: PartitionKey, version: int, fence: int) -> str:
     return f"parts/{folder}/{key.index}/v{version:06d}-f{fence:06d}.h5"
 
 
+def parameters_path(fence: int) -> str:
+    """Return the name of a file of relation parameters in the place of a run.
+
+    >>> parameters_path(17)
+    'relations/f000017.h5'
+    """
+    return f"relations/f{fence:06d}.h5"
+
+
 def initial_table(facts: InitFacts, key: PartitionKey) -> EmbeddingTable:
     """Return the table of a partition that was never trained: it follows from the run's seed."""
     kind = [entity.name for entity in facts.schema.entities].index(key.entity_type)

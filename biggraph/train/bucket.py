@@ -73,11 +73,14 @@ class BucketTrainer:
         self._untrained: dict[int, float] = {}  # loss of an edge of weight 1, by relation group
         self._stop = threading.Event()
 
-    def begin(self, rate: float) -> None:
+    def begin(self) -> None:
+        """Train again after `stop`."""
+        self._stop.clear()
+
+    def set_rate(self, rate: float) -> None:
         """Train from here on with the learning rates of the settings times `rate`."""
         full = self._full
         self._settings = replace(full, lr=full.lr * rate, relation_lr=full.relation_lr * rate)
-        self._stop.clear()
 
     def stop(self) -> None:
         """Make the bucket in training end at once with `Interrupted`."""

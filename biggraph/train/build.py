@@ -33,7 +33,7 @@ from biggraph.storage.state import RunState
 from biggraph.storage.store import DiskStore
 from biggraph.train.batch import BatchMaker
 from biggraph.train.bucket import BucketTrainer
-from biggraph.train.checks import check_same_run, required_paths
+from biggraph.train.checks import check_same_run, fingerprint, required_paths
 from biggraph.train.edges import EdgeReader
 from biggraph.train.ground import Ground, ground_of
 from biggraph.train.progress import Progress
@@ -135,6 +135,9 @@ def open_run(ground: Ground, *, restart: bool, sharing: bool = True) -> RunDirec
         return RunDirectory.recreate(path, config, facts)
     directory = RunDirectory.resume(path)
     if config != directory.config:
+        if fingerprint(directory.config, facts.graph) != ground.fingerprint:
+            for fence in tuple(directory.state.leases):  # workers have to read the run file again
+                directory.expire(fence, "the run file has changed")
         directory.reconfigure(config, rate=_rate_after(directory, config))
     return directory
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 
 from biggraph.config import Config
@@ -24,6 +24,12 @@ _MAY_CHANGE = {
     "optimizer.lr", "optimizer.relation_lr", "regularizer.n3", "regularizer.dropout",
     "eval.every", "eval.patience", "eval.filtered", "eval.candidates", "eval.edges",
     "train.retries", "graph.path", "checkpoint.path", "import", "entities", "cluster",
+}  # fmt: skip
+
+# Keys in which the workers of one run may differ: where things are, and what a machine has.
+_LOCAL = {
+    "train.threads", "train.memory", "train.commit_every", "graph.path", "checkpoint.path",
+    "import", "entities", "cluster",
 }  # fmt: skip
 
 
@@ -131,7 +137,7 @@ def check_same_run(path: str, config: Config, graph: str, state: RunState) -> No
         raise ConfigError(f"{path}: was trained on another graph; {remedy}")
     old, new = _flat(Config.from_json(state.config, f"{path}: log")), _flat(config)
     for key in sorted(old.keys() | new.keys()):
-        if not _may_change(key) and old.get(key) != new.get(key):
+        if not _is_in(key, _MAY_CHANGE) and old.get(key) != new.get(key):
             raise ConfigError(
                 f"{path}: the run was begun with {key} = {old.get(key)}, found {new.get(key)}; "
                 f"{remedy}"
@@ -140,7 +146,7 @@ def check_same_run(path: str, config: Config, graph: str, state: RunState) -> No
 
 def fingerprint(config: Config, graph: str) -> str:
     """Return a digest of the graph and of every key that all workers of a run have to share."""
-    shared = {key: value for key, value in _flat(config).items() if not _may_change(key)}
+    shared = {key: value for key, value in _flat(config).items() if not _is_in(key, _LOCAL)}
     text = json.dumps([graph, shared], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -151,8 +157,8 @@ def table_bytes(facts: InitFacts, key: PartitionKey) -> int:
     return count * 4 * (dimension + (1 if facts.row_wise else dimension))
 
 
-def _may_change(key: str) -> bool:
-    return key in _MAY_CHANGE or key.split(".")[0] in _MAY_CHANGE
+def _is_in(key: str, keys: Set[str]) -> bool:
+    return key in keys or key.split(".")[0] in keys
 
 
 def _flat(config: Config) -> dict[str, object]:

@@ -140,6 +140,8 @@ class LocalCluster:
         if result is not None:
             self.servers.await_end(_GRACE_S)  # they read in the log that the run is finished
             return result
+        if self.role.service.failure is not None:
+            raise self.role.service.failure
         if self.servers.failed():
             raise BigGraphError("a parameter server has ended; see its message above")
         code = self.workers.watch()

@@ -38,16 +38,18 @@ class Progress:
         """Edges trained of the bucket in training."""
         return self._shown - self._finished
 
-    def begin(self, epoch: int, done: int) -> None:
-        """Begin a bucket.
+    def begin(self, epoch: int, done: int) -> bool:
+        """Begin a bucket, and tell whether it is the first of its epoch here.
 
         Args:
             epoch: that it belongs to.
             done: edges of that epoch that are committed.
         """
-        if epoch != self._epoch:
-            self._epoch, self._began = epoch, self._clock()
-            self._before, self._finished, self._shown = done, 0, 0
+        if epoch == self._epoch:
+            return False
+        self._epoch, self._began = epoch, self._clock()
+        self._before, self._finished, self._shown = done, 0, 0
+        return True
 
     def batch(self, edges: int, loss: float) -> None:
         """Show one more batch; a count that two threads lose between them is mended by `finish`."""

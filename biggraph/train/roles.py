@@ -31,7 +31,7 @@ from biggraph.dist.remote import Patience, RemoteCoordinator, RunOver
 from biggraph.dist.service import Service
 from biggraph.dist.session import LeaseLostError, Session
 from biggraph.dist.transport import open_line
-from biggraph.errors import BigGraphError
+from biggraph.errors import BigGraphError, ConfigError
 from biggraph.log import Reporter
 from biggraph.storage.files import read_arrays
 from biggraph.storage.metrics import keep_metrics
@@ -53,6 +53,8 @@ from biggraph.train.trainer import Trainer, TrainResult, Validation
 
 WORKER_VARIABLE = "BIGGRAPH_WORKER"
 
+_LOOK_S = 0.2  # between two looks at the time of the next renewal
+_LONGEST_NAME = 80
 _RENEWALS = 6  # within the time after which a lease expires
 
 
@@ -156,6 +158,7 @@ class WorkerRole:
             LinkLost: no coordinator appeared in time.
             FormatError: graph or run are damaged.
         """
+        check_worker_name(name)
         ground = Ground.of(config)
         _, path = required_paths(config)
         place, plan = open_place(path), Plan.of(config)
@@ -221,10 +224,12 @@ class WorkerRole:
 
     def _renew(self, ended: threading.Event) -> None:
         """Say that this worker is alive, often enough to keep its lease."""
-        while not ended.wait(min(self.session.ttl_s, 60.0) / _RENEWALS):
-            fence = self.session.fence
-            if not fence:
+        waited = 0.0
+        while not ended.wait(_LOOK_S):
+            fence, waited = self.session.fence, waited + _LOOK_S
+            if not fence or waited < min(self.session.ttl_s, 60.0) / _RENEWALS:
                 continue
+            waited = 0.0
             try:
                 self.session.renew(self.trainer.progress.running)
             except LeaseLostError:
@@ -251,3 +256,16 @@ def _parameter_servers(
 def worker_name() -> str:
     """Return the name of the worker in this process: given by its environment, or made up."""
     return os.environ.get(WORKER_VARIABLE) or f"{socket.gethostname()}-{os.getpid()}"
+
+
+def check_worker_name(name: str) -> None:
+    """Refuse a name that cannot stand in messages and names of files.
+
+    Raises:
+        ConfigError: it is empty, long, or not printable ASCII.
+    """
+    if not name or len(name) > _LONGEST_NAME or not (name.isascii() and name.isprintable()):
+        raise ConfigError(
+            f"worker name {name!r}: expected 1 to {_LONGEST_NAME} printable ASCII characters; set "
+            f"--name or {WORKER_VARIABLE}"
+        )

@@ -143,6 +143,7 @@ class Trainer:
         self._stop_requested = self._abandoned = False
         self.trained = 0  # edges, by this start
         self._stumbled = 0  # how often since the last commit
+        self._outdated: set[PartitionKey] = set()  # changed by others since this epoch began
 
     def stop(self) -> None:
         """Finish the bucket in training, commit and raise `Interrupted`; at once when repeated.
@@ -179,19 +180,36 @@ class Trainer:
             except LeaseLostError as lost:
                 self.metrics.write("lease_lost", reason=str(lost))
             except DivergenceError as error:
-                with suppress(LeaseLostError):
-                    self.session.diverged(str(error))
+                self._diverged(error)
             except Exception as error:  # noqa: BLE001 - others may have the lease at once
                 self._leave(error)
         self.keeper.end()
         self.session.release()
         return TrainResult(finished.epochs, self.trained, finished.best, finished.stopped_early)
 
+    def _diverged(self, error: DivergenceError) -> None:
+        """Report a divergence; go on from the last commit at a lower rate if that is allowed.
+
+        Raises:
+            DivergenceError: it is not, or another worker has found so.
+        """
+        try:
+            if not self.session.failed:
+                self.session.diverged(str(error))
+        except LeaseLostError as lost:
+            self.metrics.write("lease_lost", reason=str(lost))
+            return
+        except DivergenceError:
+            pass
+        self._leave(error)
+
     def _begin(self) -> None:
         """Get a lease and forget what was done under an earlier one."""
+        if self._stop_requested:
+            raise Interrupted("stopped; everything trained so far is committed")
         self.session.begin()
         self._abandoned = False
-        self.bucket_trainer.begin(self.session.rate)
+        self.bucket_trainer.begin()
         self.cache.forget()
         self.reservoir.forget()
         self.store.begin(self.session.heads, self.session.fence)
@@ -254,7 +272,7 @@ class Trainer:
         task, changed = self.session.acquire(cached)
         if changed:
             self.cache.forget(changed)
-            self.reservoir.forget(changed)
+            self._outdated |= changed
             self.store.follow({key: self.session.heads[key] for key in changed})
         return task
 
@@ -281,7 +299,12 @@ class Trainer:
 
     def _bucket(self, grant: Grant) -> None:
         bucket, epoch = grant.bucket, grant.epoch
-        self.progress.begin(epoch, grant.edges_done)
+        self.bucket_trainer.set_rate(grant.rate)
+        if self.progress.begin(epoch, grant.edges_done):
+            # Once an epoch: to sample what others train after each of their commits would mean
+            # reading all that they write.
+            self.reservoir.forget(self._outdated)
+            self._outdated = set()
         tables = self.cache.hold(self.needs[bucket])
         edges = self.edges.read(bucket)
         if grant.upcoming is not None:
@@ -303,6 +326,7 @@ class Trainer:
             self.session.finish([task.bucket])
             task = self._ask()
         self.progress.begin(epoch, first.edges_done)
+        self.bucket_trainer.set_rate(first.rate)
         tables = self.cache.hold(sorted(set().union(*self.needs.values())))
         joined, starts = join_tables(tables)
         edges = self.edges.read_joined(buckets, starts)

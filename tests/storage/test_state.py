@@ -27,7 +27,7 @@ from biggraph.storage.records import (
     load_body,
 )
 from biggraph.storage.state import RunState
-from biggraph.storage.store import partition_path
+from biggraph.storage.store import parameters_path, partition_path
 from biggraph.storage.table import advance_chain, new_chain
 from biggraph.types import Bucket
 from tests.storage.doubles import BUCKETS, CONFIG, SCHEMA, facts
@@ -71,7 +71,7 @@ class Story:
             ref = file(partition_path(key, base + 1, fence or self.fence))
             heads.append(Head(key, base, PartitionVersion(base + 1, ref, chain)))
         edges = sum(BUCKETS.get(bucket, 0) for bucket in buckets)
-        relations = file(f"relations/f{fence or self.fence}.h5")
+        relations = parameters(fence or self.fence)
         return Work(epoch, buckets, tuple(heads), relations, None, edges, {}), touched
 
     def commit(self, epoch, *buckets, fence=None, next=None, **changes):
@@ -229,40 +229,70 @@ def test_leases_outlive_the_process_that_wrote_the_log():
 # Relation parameters
 
 
-def delta(name):
-    return {"relations": None, "delta": file(name)}
+def parameters(fence):
+    """Return the file of relation parameters that a lease writes."""
+    return file(parameters_path(fence))
+
+
+def delta(fence):
+    """Return the fields of work that brings a delta and nothing else of relations."""
+    return {"relations": None, "delta": parameters(fence)}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"relations": "log/00000000"},
+        {"relations": "relations/f000009.h5"},
+        {"delta": "../elsewhere"},
+        {"partition": "log/00000000"},
+        {"partition": "parts/user/0/v000001-f000009.h5"},
+    ],
+)
+def test_a_commit_names_files_of_its_own_only(names):
+    """What a commit names, a later one makes disappear."""
+    story = Story()
+    story.say("relations", Based(2, file("base")))
+    work, _ = story.work(1, B00)
+    changes = {name: file(path) for name, path in names.items() if name != "partition"}
+    if path := names.get("partition"):
+        first, *others = work.partitions
+        saved = dataclasses.replace(first.saved, file=file(path))
+        changes["partitions"] = (dataclasses.replace(first, saved=saved), *others)
+    with pytest.raises(FormatError, match=r"is in|parameters are in"):
+        story.commit(1, B00, **changes)
 
 
 def test_a_delta_without_a_base_is_refused():
     story = Story()
     with pytest.raises(FormatError, match="its delta has no relation parameters to be added to"):
-        story.commit(1, B00, **delta("d1"))
+        story.commit(1, B00, **delta(story.fence))
     story.commit(1, B00, relations=None)  # nothing of relations at all is allowed
     assert story.state.present.parameter_files() == ()
     with pytest.raises(FormatError, match="its delta has no relation parameters to be added to"):
-        story.commit(1, B01, **delta("d1"))
-    story.commit(1, B01, delta=file("d1"))  # beside a base of its own
-    assert story.state.present.parameter_files() == (file("relations/f2.h5"), file("d1"))
+        story.commit(1, B01, **delta(story.fence))
 
 
 def test_deltas_pile_up_in_the_order_of_the_log_until_there_is_a_new_base():
     story = Story()
     other = story.lease("v")
     story.say("relations", Based(3, file("base")))
-    story.commit(1, B00, fence=other, **delta("d2"))
-    story.commit(1, B01, fence=1, **delta("d1"))
+    story.commit(1, B00, fence=other, **delta(other))
+    story.commit(1, B01, fence=1, **delta(1))
     story.commit(1, B10, relations=None)
     assert story.state.relations == file("base")
-    assert story.state.deltas == (file("d2"), file("d1"))
+    assert story.state.deltas == (parameters(other), parameters(1))
     story.say("snapshot", Named("kept"))
     story.say("relations", Based(10, file("new")))
     assert story.state.present.parameter_files() == (file("new"),)
-    story.commit(1, B11, **delta("d3"))
-    assert story.state.present.parameter_files() == (file("new"), file("d3"))
+    last = story.fence
+    story.commit(1, B11, **delta(last))
+    assert story.state.present.parameter_files() == (file("new"), parameters(last))
+    whole = story.fence
     story.commit(2, B00)
-    assert (story.state.deltas, story.state.relations.path) == ((), "relations/f11.h5")
+    assert (story.state.deltas, story.state.relations) == ((), parameters(whole))
     kept = story.state.snapshots["kept"]
-    assert kept.parameter_files() == (file("base"), file("d2"), file("d1"))
+    assert kept.parameter_files() == (file("base"), parameters(other), parameters(1))
     assert kept.files() <= story.state.files()
     assert file("new") not in story.state.files()
 

@@ -186,8 +186,11 @@ class ToyTrainer:
         self.watch: Any = None
         self._stopped = False
 
-    def begin(self, rate: float) -> None:
+    def begin(self) -> None:
         self._stopped = False
+
+    def set_rate(self, rate: float) -> None:
+        pass
 
     def stop(self) -> None:
         self._stopped = True
