@@ -205,10 +205,10 @@ class Trainer:
 
     def _begin(self) -> None:
         """Get a lease and forget what was done under an earlier one."""
+        self._abandoned = False
         if self._stop_requested:
             raise Interrupted("stopped; everything trained so far is committed")
         self.session.begin()
-        self._abandoned = False
         self.bucket_trainer.begin()
         self.cache.forget()
         self.reservoir.forget()

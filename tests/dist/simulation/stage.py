@@ -170,7 +170,7 @@ def play(stage: Stage) -> Iterator[None]:
             "find_secret": lambda *a, **k: secret,
         },
         roles: {
-            "threading": Threading, "time": Time,
+            "threading": Threading, "time": Time, "_LOOK_S": 2.0,
             "Ground": mock.Mock(of=lambda config: job),
             "open_run": stage.open_run, "open_place": lambda path: disk,
             "folder_of": lambda place: None,
