@@ -183,11 +183,6 @@ def delta_counted_again_by_its_worker(patch):
     patch.setattr(parameters.SharedParameters, "committed", committed)
 
 
-@plants(*WORKERS, within=40)
-def expired_delta_is_not_dropped(patch):
-    patch.setattr(parameter_server.ParameterServer, "drop", lambda self, fence: None)
-
-
 @plants(*COORDINATORS, within=60)
 def adopted_leases_are_not_compared(patch):
     def adopt(self, holder, holding):
@@ -230,7 +225,7 @@ def tables_are_not_synced(patch):
     patch.setattr(Disk, "_sync", lambda self, n: None if n.startswith("parts/") else sync(self, n))
 
 
-@plants(*COORDINATORS, within=40)
+@plants(*COORDINATORS, within=120)
 def garbage_of_live_leases_is_removed(patch):
     patch.setattr(RunDirectory, "_dead", lambda self, name: True)
 
