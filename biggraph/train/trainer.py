@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from biggraph.dist.parameters import Keeper
@@ -25,6 +25,7 @@ from biggraph.storage.store import DiskStore
 from biggraph.storage.table import EmbeddingTable, advance_chain
 from biggraph.train.bucket import BucketStats, BucketTrainer
 from biggraph.train.edges import EdgeReader
+from biggraph.train.pending import Pending
 from biggraph.train.progress import Progress
 from biggraph.train.reservoir import Outside, Reservoir
 from biggraph.train.step import Tables, by_side
@@ -73,33 +74,6 @@ class TrainResult:
     stopped_early: bool
 
 
-@dataclass
-class _Pending:
-    """Work since the last commit.
-
-    Args:
-        since: when it began, in seconds of the trainer's clock.
-        before: what `Trainer._traffic` counted then.
-    """
-
-    since: float
-    before: dict[str, float]
-    epoch: int = 0
-    buckets: list[Bucket] = field(default_factory=list)
-    edges: int = 0
-    loss_sum: float = 0.0
-
-    def stats(self, now: dict[str, float]) -> dict[str, Any]:
-        traffic = {name: round(now[name] - before, 3) for name, before in self.before.items()}
-        return {"loss": self.loss_sum / max(self.edges, 1), "edges": self.edges, **traffic}
-
-    def add(self, epoch: int, buckets: list[Bucket], stats: BucketStats) -> None:
-        self.epoch = epoch
-        self.buckets += buckets
-        self.edges += stats.edges
-        self.loss_sum += stats.loss * stats.edges
-
-
 @dataclass(kw_only=True)
 class Trainer:
     """Trains what the coordinator grants, until the run is finished.
@@ -139,7 +113,7 @@ class Trainer:
     sleep: Callable[[float], None] = time.sleep
 
     def __post_init__(self) -> None:
-        self._pending = _Pending(self.clock(), self._traffic())
+        self._pending = Pending(self.clock(), self._traffic())
         self._stop_requested = self._abandoned = False
         self.trained = 0  # edges, by this start
         self._stumbled = 0  # how often since the last commit
@@ -214,7 +188,7 @@ class Trainer:
         self.reservoir.forget()
         self.store.begin(self.session.heads, self.session.fence)
         self.keeper.begin(self.session.fence)
-        self._pending = _Pending(self.clock(), self._traffic())
+        self._pending = Pending(self.clock(), self._traffic())
 
     def _leave(self, error: Exception) -> None:
         """Let others have the lease at once after an error, unless it came of losing the lease.
@@ -387,7 +361,7 @@ class Trainer:
         self.session.commit(work, released)
         self.store.fence, self._stumbled = self.session.fence, 0
         self.keeper.committed(self.session.fence)
-        self._pending = _Pending(self.clock(), traffic)
+        self._pending = Pending(self.clock(), traffic)
 
     def _traffic(self) -> dict[str, float]:
         """Return what this worker has moved so far, see docs/distributed.md."""

@@ -274,10 +274,17 @@ def test_hostile_names_in_a_record_lead_nowhere(trained, tmp_path):
     last = [r for r in log.replay(Folder(trained)) if r.kind == "commit"][-1]
     for number in range(last.number, read_state(trained).number):
         (trained / log.record_name(number)).unlink()
-    last.body["work"]["relations"] |= {"path": "../../secret", "size": 6}
-    log.append(Folder(trained), last)
-    with pytest.raises(FormatError, match="outside the run directory"):
-        Checkpoint.open(trained, "latest")
-    with pytest.raises(FormatError, match="outside the run directory"):
-        RunDirectory.resume(trained)
+    hostile = {**last.body["work"]["relations"], "path": "../../secret", "size": 6}
+    based = {"fence": last.body["next"] + 100, "relations": hostile}
+    last.body["work"]["relations"] = hostile
+    for record, reason in (
+        (last, "relation parameters are in '../../secret'"),
+        (Record(last.number, "relations", based), "outside the run directory"),
+    ):
+        log.append(Folder(trained), record)
+        with pytest.raises(FormatError, match=reason):
+            Checkpoint.open(trained, "latest")
+        with pytest.raises(FormatError, match=reason):
+            RunDirectory.resume(trained)
+        (trained / log.record_name(record.number)).unlink()
     assert fsops.read_file(tmp_path / "secret") == b"secret"
