@@ -269,22 +269,23 @@ def test_a_record_written_by_another_process_stops_the_writer(trained):
             run.snapshot("mine")
 
 
-def test_hostile_names_in_a_record_lead_nowhere(trained, tmp_path):
+@pytest.mark.parametrize("kind", ["commit", "relations"])
+def test_hostile_names_in_a_record_lead_nowhere(trained, tmp_path, kind):
     (tmp_path / "secret").write_bytes(b"secret")
-    last = [r for r in log.replay(Folder(trained)) if r.kind == "commit"][-1]
-    for number in range(last.number, read_state(trained).number):
-        (trained / log.record_name(number)).unlink()
-    hostile = {**last.body["work"]["relations"], "path": "../../secret", "size": 6}
-    based = {"fence": last.body["next"] + 100, "relations": hostile}
-    last.body["work"]["relations"] = hostile
-    for record, reason in (
-        (last, "relation parameters are in '../../secret'"),
-        (Record(last.number, "relations", based), "outside the run directory"),
-    ):
-        log.append(Folder(trained), record)
-        with pytest.raises(FormatError, match=reason):
-            Checkpoint.open(trained, "latest")
-        with pytest.raises(FormatError, match=reason):
-            RunDirectory.resume(trained)
-        (trained / log.record_name(record.number)).unlink()
+    state = read_state(trained)
+    if kind == "relations":
+        hostile = {"path": "../../secret", "size": 6, "digest": "0" * 64}
+        body = {"fence": state.fence + 1, "relations": hostile}
+        record, reason = Record(state.number, kind, body), "outside the run directory"
+    else:
+        record = [r for r in log.replay(Folder(trained)) if r.kind == "commit"][-1]
+        for number in range(record.number, state.number):
+            (trained / log.record_name(number)).unlink()
+        record.body["work"]["relations"] |= {"path": "../../secret", "size": 6}
+        reason = r"relation parameters are in '\.\./\.\./secret'"
+    log.append(Folder(trained), record)
+    with pytest.raises(FormatError, match=reason):
+        Checkpoint.open(trained, "latest")
+    with pytest.raises(FormatError, match=reason):
+        RunDirectory.resume(trained)
     assert fsops.read_file(tmp_path / "secret") == b"secret"
