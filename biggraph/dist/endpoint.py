@@ -83,29 +83,6 @@ def parse_endpoint(data: bytes, source: object) -> Endpoint:
         ) from error
 
 
-def write_endpoint(path: Path, endpoint: Endpoint) -> None:
-    """Publish where the coordinator is, in one step; an older endpoint is replaced.
-
-    Raises:
-        StorageError: the file system refused.
-    """
-    fsops.replace(path, encode_endpoint(endpoint))
-
-
-def read_endpoint(path: Path) -> Endpoint | None:
-    """Return where the coordinator is, None where none has started yet.
-
-    Raises:
-        FormatError: the file is damaged.
-        StorageError: the file system refused.
-    """
-    try:
-        data = fsops.read_file(path)
-    except FileNotFoundError:
-        return None
-    return parse_endpoint(data, path)
-
-
 def find_secret(run: Path | None, secret_file: Path | None, *, create: bool) -> Secret:
     """Return the job secret: from the file given, else the environment, else the run directory.
 

@@ -35,12 +35,6 @@ def unflatten(vector: Tensor, like: Mapping[str, NDArray[np.float32]]) -> Arrays
     return dict(_slices(vector, like))
 
 
-def add_to(arrays: Mapping[str, NDArray[np.float32]], vector: Tensor) -> None:
-    """Add a vector to arrays, in place."""
-    for name, part in _slices(vector, arrays):
-        arrays[name] += part
-
-
 def set_to(arrays: Mapping[str, NDArray[np.float32]], vector: Tensor) -> None:
     """Set arrays to a vector, in place."""
     for name, part in _slices(vector, arrays):

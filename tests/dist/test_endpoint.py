@@ -5,6 +5,7 @@ import pytest
 
 from biggraph.dist import endpoint as endpoints
 from biggraph.dist.endpoint import (
+    ENDPOINT_FILE,
     Endpoint,
     Secret,
     advertised_host,
@@ -13,11 +14,11 @@ from biggraph.dist.endpoint import (
     is_loopback,
     new_id,
     parse_endpoint,
-    read_endpoint,
     require_secret_beyond_loopback,
-    write_endpoint,
 )
 from biggraph.errors import ConfigError, FormatError
+from biggraph.storage.folder import Folder
+from biggraph.train.meeting import find_endpoint
 
 HERE = Endpoint(term="t", host="127.0.0.1", port=4000, job="j")
 KEY = "0123456789abcdef"
@@ -35,13 +36,13 @@ def secret_file(path, content=KEY, mode=0o600):
 
 
 def test_an_endpoint_comes_back(tmp_path):
-    path = tmp_path / "endpoint.json"
-    assert read_endpoint(path) is None
-    write_endpoint(path, HERE)
-    assert read_endpoint(path) == HERE
+    place = Folder(tmp_path)
+    assert find_endpoint(place) is None
+    place.replace(ENDPOINT_FILE, encode_endpoint(HERE))
+    assert find_endpoint(place) == HERE
     later = HERE.model_copy(update={"term": "u", "port": 4001})
-    write_endpoint(path, later)
-    assert read_endpoint(path) == later
+    place.replace(ENDPOINT_FILE, encode_endpoint(later))
+    assert find_endpoint(place) == later
     assert os.listdir(tmp_path) == ["endpoint.json"]
 
 
