@@ -21,7 +21,7 @@ from biggraph.dist.flight_mailbox import (
     split_vector,
     vector_of,
 )
-from biggraph.dist.link import Body
+from biggraph.dist.link import Body, call_in_turn
 from biggraph.dist.messages import Identity, Refused
 from biggraph.errors import LinkLost, RemoteError
 from biggraph.storage.flight import Caller, token
@@ -52,17 +52,7 @@ class FlightLine:
             RemoteError: the handler failed; its message.
             ValueError: the body is no JSON, or too large.
         """
-        deadline = time.monotonic() + timeout_s
-        if not self._lock.acquire(timeout=timeout_s):
-            raise LinkLost(f"another call took longer than {timeout_s:g} s")
-        try:
-            found = self._call(body, deadline - time.monotonic())
-        finally:
-            self._lock.release()
-        if "error" in found:
-            raise RemoteError(f"the coordinator could not handle a request: {found['error']}")
-        reply: Body = found["reply"]
-        return reply
+        return call_in_turn(self._lock, lambda left_s: self._call(body, left_s), timeout_s)
 
     def exchange(self, header: Body, payload: Tensor, timeout_s: float) -> tuple[Body, Tensor]:
         """Send a vector and return the answer; for one thread at a time.

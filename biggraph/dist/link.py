@@ -1,15 +1,16 @@
-"""What a worker may expect of its line to the coordinator, and a double of it for tests.
+"""What a worker may expect of its line to the coordinator, and what every line does alike.
 
 Knows nothing of transports or of what messages mean.
 """
 
 from __future__ import annotations
 
-import json
+import threading
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from biggraph.errors import LinkLost
+from biggraph.errors import LinkLost, RemoteError
 
 Body = dict[str, Any]  # JSON values
 Handler = Callable[[str, int, Body], Body]  # (sender, incarnation, request) -> reply
@@ -34,62 +35,26 @@ class Link(Protocol):
         """End the line; calls after it are lost."""
 
 
-class LoopbackLink:
-    """Calls the handler directly; a test may lose, repeat or delay what passes.
-
-    Bodies are copied through JSON as a transport does.
+def call_in_turn(lock: threading.Lock, ask: Callable[[float], Body], timeout_s: float) -> Body:
+    """Return the reply that `ask` gets when no other thread calls; see `Link.call`.
 
     Args:
-        handler: of the coordinator.
-        sender: name of the worker.
-        incarnation: of the worker.
-        fault: told the number of each call, from 0; names what happens to it: "" nothing,
-            "lose request", "lose reply", "repeat" (handled twice), "delay" (handled just before
-            the next call, its own reply lost).
+        lock: one for each line.
+        ask: told the seconds left; returns {"reply": ...} or {"error": ...}.
+        timeout_s: seconds for the wait and the call together.
+
+    Raises:
+        LinkLost: the others took too long, or `ask` lost its call.
+        RemoteError: the handler failed; its message.
     """
-
-    def __init__(
-        self,
-        handler: Handler,
-        sender: str,
-        incarnation: int,
-        fault: Callable[[int], str] = lambda number: "",
-    ) -> None:
-        self._handler = handler
-        self._source = (sender, incarnation)
-        self._fault = fault
-        self._late: list[Body] = []
-        self._calls = 0
-        self._closed = False
-
-    def call(self, body: Body, timeout_s: float) -> Body:
-        """Return the reply, unless this call is to be lost; see `Link.call`."""
-        if self._closed:
-            raise LinkLost("the link is closed")
-        late, self._late = self._late, []
-        for earlier in late:
-            self._handle(earlier)
-        fault, self._calls = self._fault(self._calls), self._calls + 1
-        if fault == "delay":
-            self._late.append(body)
-        if fault in ("delay", "lose request"):
-            raise LinkLost(f"no reply within {timeout_s:g} s")
-        reply = self._handle(body)
-        if fault == "repeat":
-            reply = self._handle(body)
-        if fault == "lose reply":
-            raise LinkLost(f"no reply within {timeout_s:g} s")
-        return reply
-
-    def _handle(self, body: Body) -> Body:
-        reply: Body = json.loads(json.dumps(self._handler(*self._source, _copy(body))))
-        return reply
-
-    def close(self) -> None:
-        """End the line; calls after it are lost."""
-        self._closed = True
-
-
-def _copy(body: Body) -> Body:
-    copied: Body = json.loads(json.dumps(body))
-    return copied
+    deadline = time.monotonic() + timeout_s
+    if not lock.acquire(timeout=timeout_s):
+        raise LinkLost(f"another call took longer than {timeout_s:g} s")
+    try:
+        found = ask(deadline - time.monotonic())
+    finally:
+        lock.release()
+    if "error" in found:
+        raise RemoteError(f"the coordinator could not handle a request: {found['error']}")
+    reply: Body = found["reply"]
+    return reply

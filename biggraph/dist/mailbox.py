@@ -18,7 +18,7 @@ from torch.distributed import DistStoreError, QueueEmptyError, TCPStore  # type:
 
 from biggraph.dist.answering import answer_call
 from biggraph.dist.endpoint import Endpoint, advertised_host
-from biggraph.dist.link import Body, Handler
+from biggraph.dist.link import Body, Handler, call_in_turn
 from biggraph.dist.messages import Envelope, Identity, Reason, Refused, Verifier
 from biggraph.dist.store import StoreLine, connect_store, host_store
 from biggraph.errors import LinkLost, RemoteError
@@ -191,17 +191,7 @@ class MailboxLink:
             RemoteError: the handler failed; its message.
             ValueError: the body is no JSON, or too large.
         """
-        deadline = time.monotonic() + timeout_s
-        if not self._lock.acquire(timeout=timeout_s):
-            raise LinkLost(f"another call took longer than {timeout_s:g} s")
-        try:
-            found = self._exchange(body, deadline - time.monotonic())
-        finally:
-            self._lock.release()
-        if "error" in found:
-            raise RemoteError(f"the coordinator could not handle a request: {found['error']}")
-        reply: Body = found["reply"]
-        return reply
+        return call_in_turn(self._lock, lambda left_s: self._exchange(body, left_s), timeout_s)
 
     def _exchange(self, body: Body, timeout_s: float) -> Body:
         if self._closed:

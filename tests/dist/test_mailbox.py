@@ -10,11 +10,11 @@ import pytest
 
 from biggraph.dist import mailbox, store
 from biggraph.dist.endpoint import Endpoint
-from biggraph.dist.link import LoopbackLink
 from biggraph.dist.mailbox import MailboxLink, MailboxServer
 from biggraph.dist.messages import Identity
 from biggraph.dist.store import connect_store
 from biggraph.errors import ConfigError, InputError, LinkLost, RemoteError
+from tests.dist.loopback import LoopbackLink
 
 SECRET = b"a secret of the tests"
 
