@@ -50,10 +50,10 @@ class _Upload:
         """Write the next block; one that came before is not written again."""
         if position > self.position:
             raise BrokenOff("blocks are missing")
-        if self.position + len(data) > self._room:
-            raise StorageError("more bytes come than were announced")
         if position < self.position:
             return
+        if self.position + len(data) > self._room:
+            raise StorageError("more bytes come than were announced")
         self._file.write(data)
         self.position += len(data)
         if self.position - self._synced >= _SYNC_BYTES:

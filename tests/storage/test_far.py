@@ -283,6 +283,16 @@ def test_uploads_that_stand_still_are_given_up(tmp_path, monkeypatch):
     assert place.names("parts") == []
 
 
+def test_the_last_block_may_come_again_like_every_other(tmp_path):
+    found, place = Uploads(), Folder(tmp_path / "run")
+    place.make_folder("")
+    found.begin("a", place, "parts/a", 4)
+    for _ in range(2):
+        assert found.write("a", 0, memoryview(b"abcd")) == 4
+    found.publish("a", 4)
+    assert place.read("parts/a") == b"abcd"
+
+
 # Strangers
 
 
