@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import hmac
 import logging
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from biggraph.errors import ConfigError
 from biggraph.storage.flight import TOKEN_HEADER, is_loopback, location, option, read_pem
 
 _LOG = logging.getLogger(__name__)
+_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----[\w+/=\s]*-----END CERTIFICATE-----")
 
 
 class Unanswered(Exception):
@@ -122,14 +124,18 @@ def read_tls(certificate: Path | None, key: Path | None, prefix: str) -> Tls | N
         prefix: of the keys or options that gave them, for messages.
 
     Raises:
-        ConfigError: one is missing or cannot be read.
+        ConfigError: one is missing, cannot be read, or is something else.
     """
     names = (option(prefix, "tls_cert"), option(prefix, "tls_key"))
     if certificate is None and key is None:
         return None
     if certificate is None or key is None:
         raise ConfigError(f"{names[0]} and {names[1]}: give both or neither")
-    return Tls(read_pem(certificate, names[0]), read_pem(key, names[1]))
+    shown = _CERTIFICATE.findall(read_pem(certificate, names[0]))
+    if not shown:
+        raise ConfigError(f"{names[0]} = {certificate}: no certificate in it")
+    # Nothing else of that file: it may hold the key too, and what is shown is published.
+    return Tls(b"\n".join(shown) + b"\n", read_pem(key, names[1]))
 
 
 def serve_actions(

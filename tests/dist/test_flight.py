@@ -54,6 +54,16 @@ def test_workers_trust_the_certificate_that_the_coordinator_published(serve, pem
     assert line.exchange({}, torch.ones(9), 5.0)[1].tolist() == [2.0] * 9
 
 
+def test_a_key_in_the_file_of_the_certificate_is_not_published(serve, pem, tmp_path):
+    both = tmp_path / "both.pem"
+    both.write_bytes(b"# caf\xe9\n" + pem["a.key"].read_bytes() + pem["a.pem"].read_bytes())
+    server = serve(tls_cert=both, tls_key=both)
+    assert server.endpoint.certificate == pem["a.pem"].read_text()
+    assert line_to(server.endpoint).call({"n": 1}, 5.0) == {"n": 1}
+    with pytest.raises(ConfigError, match=r"cluster.tls_cert = .*a.key: no certificate in it"):
+        serve(tls_cert=pem["a.key"], tls_key=pem["a.key"])
+
+
 @pytest.mark.parametrize("trusted", ["ca.pem", "c.pem"])
 def test_workers_may_trust_who_signed_it_or_itself(serve, pem, trusted):
     server = serve(tls_cert=pem["c.pem"], tls_key=pem["c.key"])
