@@ -45,9 +45,10 @@ from biggraph.dist.protocol import (
     Welcome,
 )
 from biggraph.dist.status import Chronicle, describe
-from biggraph.errors import ConfigError, DivergenceError, FormatError
+from biggraph.errors import BigGraphError, ConfigError, DivergenceError, FormatError
 from biggraph.scheduling import scheduler as scheduling
 from biggraph.storage.files import FileRef
+from biggraph.storage.place import CommitUnreadable
 from biggraph.storage.records import PartitionVersion, Work
 from biggraph.storage.run import RunDirectory
 from biggraph.storage.state import RunState
@@ -245,7 +246,7 @@ class Coordinator:
         try:
             delta = self._parameters.check(request.work) if self._parameters else None
             following = self._run.commit(request.fence, request.work)
-        except FormatError as error:
+        except (FormatError, CommitUnreadable) as error:
             return self._refuse(request, error)
         if self._parameters:
             self._parameters.commit(request.fence, following, delta)
@@ -293,7 +294,7 @@ class Coordinator:
         self._run.collect_garbage(self._attic.names)
         self._chronicle.end_epoch(self.state)
 
-    def _refuse(self, request: Submit, error: FormatError) -> Reply:
+    def _refuse(self, request: Submit, error: BigGraphError) -> Reply:
         """End the lease of a worker whose commit cannot be true; it may begin again."""
         refused = self._refused[request.worker] = self._refused.get(request.worker, 0) + 1
         self._end(request.fence, f"refused: {error}")

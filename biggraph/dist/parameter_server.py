@@ -22,6 +22,7 @@ from torch import Tensor
 from biggraph.dist.vector import flatten
 from biggraph.errors import FormatError
 from biggraph.storage.files import Arrays, FileRef
+from biggraph.storage.place import files_of_a_commit
 from biggraph.storage.records import Work
 from biggraph.storage.relations import add_delta
 from biggraph.storage.run import RunDirectory
@@ -96,7 +97,7 @@ class Parameters(Protocol):
         ...
 
     def check(self, work: Work) -> Any:
-        """Read what a commit brings; raises FormatError where it cannot count."""
+        """Read what a commit brings; raises as `ParameterServer.check`."""
         ...
 
     def commit(self, fence: int, following: int, delta: Any) -> None:
@@ -146,12 +147,14 @@ class ParameterServer:
         """Return the delta of a commit.
 
         Raises:
+            CommitUnreadable: its file cannot be read.
             FormatError: there is none, its file is damaged, has other shapes or is not finite.
         """
         if work.delta is None or work.relations is not None:
             raise FormatError("a commit among several workers brings a delta, and nothing else")
         try:
-            delta = self._read(work.delta)
+            with files_of_a_commit():
+                delta = self._read(work.delta)
         except FileNotFoundError:
             raise FormatError(f"{work.delta.path}: missing") from None
         expected = {name: (array.shape, array.dtype) for name, array in self._committed.items()}

@@ -9,15 +9,15 @@ any particular kind of place.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import PurePosixPath
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from biggraph.errors import FormatError
+from biggraph.errors import FormatError, StorageError
 
 RESTORE = "; restore it from a copy, or begin the run anew"
 
@@ -152,6 +152,19 @@ def require_file(place: Place, name: str, size: int) -> None:
         raise FormatError(f"{place.where(name)}: missing{RESTORE}")
     if found != size:
         raise wrong_size(place.where(name), size, found)
+
+
+class CommitUnreadable(StorageError):
+    """A file that a commit names cannot be read; that says nothing of the log."""
+
+
+@contextmanager
+def files_of_a_commit() -> Iterator[None]:
+    """Tell apart what a place refuses inside; raises CommitUnreadable for it."""
+    try:
+        yield
+    except StorageError as error:
+        raise CommitUnreadable(str(error)) from error
 
 
 def wrong_size(where: str, expected: int, found: int) -> FormatError:

@@ -28,7 +28,7 @@ from biggraph.storage import layout, lock, log
 from biggraph.storage.files import Arrays
 from biggraph.storage.layout import CONFIG, FOLDERS, METRICS
 from biggraph.storage.opening import open_place
-from biggraph.storage.place import Place, require_file
+from biggraph.storage.place import Place, files_of_a_commit, require_file
 from biggraph.storage.records import (
     Based,
     Commit,
@@ -209,11 +209,13 @@ class RunDirectory:
 
         Raises:
             FormatError: the work contradicts the log, or a file of it is not as it was written.
+            CommitUnreadable: the file system refused to look at a file of it.
             StorageError: the file system refused, or another process has gone on with the run;
                 resume to learn whether the commit counts.
         """
-        for ref in work.files():
-            require_file(self.place, ref.path, ref.size)
+        with files_of_a_commit():
+            for ref in work.files():
+                require_file(self.place, ref.path, ref.size)
         following = self._next_fence()
         self._append("commit", Commit(fence, following, work))
         return following

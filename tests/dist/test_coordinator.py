@@ -372,6 +372,33 @@ def test_a_commit_that_the_log_refuses_ends_the_lease_and_then_the_run(world):
     assert world.coordinator.failure is not None
 
 
+@pytest.mark.parametrize("kind", ["parts", "relations"])
+def test_a_file_that_cannot_be_read_costs_its_worker_the_lease_and_nobody_else(world, kind):
+    worker, other = world.worker("a"), world.worker("b")
+    worker.train(worker.acquire())
+    work = worker.work()
+    named = next(ref.path for ref in work.files() if ref.path.startswith(kind))
+    (world.path / named).unlink()
+    (world.path / named).symlink_to((world.path / named).name)  # which leads nowhere, for ever
+    with pytest.raises(LeaseLostError, match=f"{named}: cannot read: "):
+        worker.session.commit(work)
+    worker.session.begin()
+    worker.chains.clear()
+    finish([worker, other])
+
+
+def test_a_log_that_cannot_be_written_ends_the_coordinator(world, monkeypatch):
+    worker = world.worker("a")
+    worker.train(worker.acquire())
+
+    def refuse(name, data):
+        raise StorageError(f"{name}: cannot write: No space left on device")
+
+    monkeypatch.setattr(world.run.place, "put_if_absent", refuse)
+    with pytest.raises(StorageError, match="No space left"):
+        worker.commit()
+
+
 def test_one_worker_validates_while_others_wait(make_world):
     world = make_world(Plan(1, 1, 0, [], 0))
     a, b = world.worker("a"), world.worker("b")

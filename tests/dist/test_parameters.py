@@ -14,6 +14,7 @@ from biggraph.errors import FormatError, LinkLost, RemoteError
 from biggraph.model.relations import RelationParameters
 from biggraph.storage.files import read_arrays
 from biggraph.storage.folder import Folder
+from biggraph.storage.place import CommitUnreadable
 from biggraph.storage.relations import read_relations
 from biggraph.storage.run import RunDirectory, read_state
 from tests.storage.doubles import BUCKETS, CONFIG, facts
@@ -254,6 +255,17 @@ def test_a_missing_file_is_named(cluster, tmp_path):
     file.unlink()
     with pytest.raises(FormatError, match=r"f\d+\.h5: missing"):
         cluster.follower(0)
+
+
+def test_a_delta_that_cannot_be_read_is_told_from_a_log_that_cannot(cluster, tmp_path):
+    a = cluster.worker("a")
+    a.train(1)
+    _, delta = a.shared.save(cluster.run.store(a.fence))
+    work = work_on(cluster.run, a.fence, *ALL, delta=delta)
+    (tmp_path / "run" / delta.path).unlink()
+    (tmp_path / "run" / delta.path).mkdir()
+    with pytest.raises(CommitUnreadable, match=f"{delta.path}: cannot read: Is a directory"):
+        cluster.center.check(work)
 
 
 def test_a_run_begun_anew_is_followed(cluster, tmp_path):
