@@ -6,6 +6,15 @@
 #SBATCH --signal=TERM@60
 # Runs a coordinator step and one worker a task in a Slurm job.
 set -eu -o pipefail
+launcher=launch_slurm.sh
+# sbatch runs a copy of this script; what it shares with others lies beside the original.
+folder=$(dirname "$0")
+if [ ! -e "$folder/launch_common.sh" ]; then
+    command=$(scontrol show job "${SLURM_JOB_ID:-}" | sed -n 's/^ *Command=//p' | head -n 1)
+    folder=$(dirname "${command%" $*"}")
+fi
+# shellcheck source-path=SCRIPTDIR source=launch_common.sh
+. "$folder/launch_common.sh"
 
 usage() {
     cat <<'HELP'
@@ -33,67 +42,28 @@ Example:  sbatch --nodes=4 --ntasks-per-node=1 --cpus-per-task=16 --time=12:00:0
 HELP
 }
 
-fail() {
-    echo "launch_slurm.sh: $1" >&2
-    exit 2
-}
-
-need() { [ "$1" -ge 2 ] || fail "option $2 needs a value"; }
-
-whole() { case $2 in '' | *[!0-9]*) fail "$1 must be a whole number, found: $2" ;; esac }
-
-# Exit status of a child, also when a trapped signal interrupts the wait.
-await() {
-    local status again
-    while :; do
-        status=0
-        wait "$1" || status=$?
-        kill -0 "$1" 2>/dev/null || break
-    done
-    again=0
-    wait "$1" 2>/dev/null || again=$?
-    [ "$again" -eq 127 ] || status=$again
-    return "$status"
-}
-
-# Keep one process running: supervise RESTARTS PAUSE COMMAND [argument ...]. It ends with the
-# process's status when that finished (0), was stopped (130) or must not be repeated (2).
 # shellcheck disable=SC2329 # called in the steps
-supervise() {
-    local left=$1 pause=$2 stopping=0 child='' status
-    shift 2
-    trap 'stopping=1' TERM INT # Slurm signals every process of the step: nothing to pass on
-    while :; do
-        "$@" </dev/null &
-        child=$!
-        [ "$stopping" -eq 0 ] || kill -TERM "$child" 2>/dev/null || : # it came a moment too late
-        status=0
-        await "$child" || status=$?
-        [ "$stopping" -eq 0 ] || exit 130
-        case $status in 0 | 2 | 130) exit "$status" ;; esac
-        if [ "$left" -le 0 ]; then
-            echo "launch_slurm.sh: $2 ended with status $status; no restarts left" >&2
-            exit "$status"
-        fi
-        left=$((left - 1))
-        echo "launch_slurm.sh: $2 ended with status $status; starting it again ($left left)" >&2
-        sleep "$pause" &
-        child=$!
-        await "$child" || :
-        [ "$stopping" -eq 0 ] || exit 130
-    done
+start() {
+    "$@" </dev/null &
+    child=$!
 }
 
-# A step whose tasks are supervised: step "srun options" COMMAND [argument ...].
+# shellcheck disable=SC2329 # called in the steps
+end() { kill -TERM "$child" 2>/dev/null || :; }
+
+# A step whose tasks are supervised: step NAME "srun options" COMMAND [argument ...].
 step() {
-    local options
-    read -r -a options <<<"$1"
-    shift
-    # Slurm copied this script away: the tasks get its functions as text.
+    local name=$1 options
+    read -r -a options <<<"$2"
+    shift 2
+    # The tasks get functions as text. Slurm signals every process of a step: nothing to pass on.
     srun --mpi=none --kill-on-bad-exit=0 "${options[@]}" bash -c "
-        $(declare -f await supervise)
+        $(declare -f say await supervise start end)
+        launcher=$launcher max_restarts=\$1 pause=\$2 stopping=0
+        shift 2
         export BIGGRAPH_WORKER=slurm-\$SLURM_JOB_ID-\$SLURM_PROCID
-        supervise \"\$@\"" supervise "$max_restarts" "$pause" "$@" &
+        trap 'stopping=1' TERM INT
+        supervise \"\$@\"" supervise "$max_restarts" "$pause" "$name" start "$@" &
 }
 
 address() {
@@ -109,7 +79,7 @@ make_secret() {
     )
 }
 
-bind='' max_restarts=20 pause=5 secret_file='' own_secret=0
+bind='' pause=5 secret_file='' own_secret=0
 while [ $# -gt 0 ]; do
     case $1 in
         --help | -h) usage && exit 0 ;;
@@ -117,19 +87,15 @@ while [ $# -gt 0 ]; do
         --max-restarts) need $# "$1" && max_restarts=$2 && shift 2 ;;
         --pause) need $# "$1" && pause=$2 && shift 2 ;;
         --secret-file) need $# "$1" && secret_file=$2 && shift 2 ;;
-        -*) fail "unknown option $1; see --help" ;;
+        -*) unknown "$1" ;;
         *) break ;;
     esac
 done
-[ $# -ge 1 ] || fail "no run file given; see --help"
+check_run "$@"
 config=$1
 shift
 [ -n "${SLURM_JOB_ID:-}" ] || fail "not in a Slurm job: start it with sbatch; see --help"
-[ -r "$config" ] || fail "cannot read the run file $config"
-whole --max-restarts "$max_restarts"
-for tool in biggraph srun; do
-    command -v "$tool" >/dev/null || fail "$tool is not on PATH in the job"
-done
+check_tools biggraph srun
 : "${bind:=$(address || :)}"
 [ -n "$bind" ] || fail "this node's name leads to no address beyond loopback: give --bind"
 
@@ -146,28 +112,16 @@ fi
 [ "$own_secret" -eq 0 ] || trap 'rm -f "$secret_file"' EXIT
 
 # Slurm itself signals the steps, at the time limit and on scancel; this shell only waits for them.
-stopped=0
-trap 'stopped=1' TERM INT
+together=1
+trap : TERM INT
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
-step "--overlap --nodes=1 --ntasks=1 --nodelist=${SLURMD_NODENAME:-$(uname -n)}" \
-    biggraph coordinator "$config" "cluster.bind=$bind" "cluster.secret_file=$secret_file" "$@"
+first="--overlap --nodes=1 --ntasks=1 --nodelist=${SLURMD_NODENAME:-$(uname -n)}"
+set -- "cluster.secret_file=$secret_file" "$@"
+step coordinator "$first" biggraph coordinator "$config" "cluster.bind=$bind" "$@"
 coordinator=$!
-step "--overlap --ntasks=${SLURM_NTASKS:-1}" \
-    biggraph worker "$config" "cluster.secret_file=$secret_file" "$@"
-workers=$!
-
-while kill -0 "$coordinator" 2>/dev/null && kill -0 "$workers" 2>/dev/null; do wait -n || :; done
-if kill -0 "$coordinator" 2>/dev/null; then
-    status=0
-    await "$workers" || status=$?
-    if [ "$status" -ne 0 ] && [ "$stopped" -eq 0 ]; then
-        echo "launch_slurm.sh: a worker failed and none is left; ending the coordinator" >&2
-        kill -TERM "$coordinator" 2>/dev/null || :
-    fi
-fi
+step worker "--overlap --ntasks=${SLURM_NTASKS:-1}" biggraph worker "$config" "$@"
+workers=("$!")
 status=0
-await "$coordinator" || status=$?
-[ "$status" -eq 0 ] || kill -TERM "$workers" 2>/dev/null || :
-await "$workers" || :
-[ "$status" -ne 130 ] || echo "launch_slurm.sh: stopped; submit the job again to go on" >&2
+attend || status=$?
+[ "$status" -ne 130 ] || say "stopped; submit the job again to go on"
 exit "$status"

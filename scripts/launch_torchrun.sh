@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
 # Starts a coordinator and workers on this machine, each under a torchrun of its own.
 set -eu -o pipefail
+launcher=launch_torchrun.sh
+# shellcheck source-path=SCRIPTDIR source=launch_common.sh
+. "$(dirname "$0")/launch_common.sh"
 
 usage() {
     cat <<'HELP'
@@ -26,65 +29,27 @@ Example:  launch_torchrun.sh --workers 4 run.toml train.epochs=20
 HELP
 }
 
-fail() {
-    echo "launch_torchrun.sh: $1" >&2
-    exit 2
-}
-
-say() { echo "launch_torchrun.sh: $1" >&2; }
-
-need() { [ "$1" -ge 2 ] || fail "option $2 needs a value"; }
-
-whole() { case $2 in '' | *[!0-9]*) fail "$1 must be a whole number, found: $2" ;; esac }
-
-# Exit status of a child, also when a trapped signal interrupts the wait.
-await() {
-    local status again
-    while :; do
-        status=0
-        wait "$1" || status=$?
-        kill -0 "$1" 2>/dev/null || break
-    done
-    again=0
-    wait "$1" 2>/dev/null || again=$?
-    [ "$again" -eq 127 ] || status=$again
-    return "$status"
-}
-
 # A role under its own torchrun, in the background: launch ROLE [argument ...].
 launch() {
     torchrun --standalone --nproc-per-node=1 --max-restarts="$max_restarts" -m biggraph "$@" \
         </dev/null &
 }
 
-# End the workers, then the coordinator.
-stop() {
-    trap - INT TERM
-    say "stopping"
-    for pid in ${workers[@]+"${workers[@]}"}; do kill -TERM "$pid" 2>/dev/null || :; done
-    for pid in ${workers[@]+"${workers[@]}"}; do await "$pid" || :; done
-    [ -n "$coordinator" ] || return 0
-    kill -TERM "$coordinator" 2>/dev/null || :
-    await "$coordinator" || :
-}
-
-count=1 role=all max_restarts=20
+count=1 role=all
 while [ $# -gt 0 ]; do
     case $1 in
         --help | -h) usage && exit 0 ;;
         --workers) need $# "$1" && count=$2 && shift 2 ;;
         --role) need $# "$1" && role=$2 && shift 2 ;;
         --max-restarts) need $# "$1" && max_restarts=$2 && shift 2 ;;
-        -*) fail "unknown option $1; see --help" ;;
+        -*) unknown "$1" ;;
         *) break ;;
     esac
 done
-[ $# -ge 1 ] || fail "no run file given; see --help"
+check_run "$@"
 config=$1
 shift
-[ -r "$config" ] || fail "cannot read the run file $config"
 whole --workers "$count"
-whole --max-restarts "$max_restarts"
 case $role in
     all | coordinator | workers) ;;
     *) fail "--role must be all, coordinator or workers, found: $role" ;;
@@ -93,7 +58,6 @@ esac
 command -v torchrun >/dev/null || fail "torchrun is not on PATH; it comes with torch"
 
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
-coordinator='' workers=()
 trap 'stop; exit 130' INT TERM
 if [ "$role" != workers ]; then
     launch coordinator "$config" "$@"
@@ -107,32 +71,4 @@ if [ "$role" != coordinator ]; then
         workers+=("$!")
     done
 fi
-
-# Over when the coordinator ends, or when no worker is left and none of them saw the end of the run.
-finished=0
-left=(${workers[@]+"${workers[@]}"})
-while [ ${#left[@]} -gt 0 ]; do
-    [ -z "$coordinator" ] || kill -0 "$coordinator" 2>/dev/null || break
-    wait -n || :
-    running=()
-    for pid in "${left[@]}"; do
-        if kill -0 "$pid" 2>/dev/null; then
-            running+=("$pid")
-        elif await "$pid"; then
-            finished=1
-        fi
-    done
-    left=(${running[@]+"${running[@]}"})
-done
-if [ "$role" != coordinator ] && [ ${#left[@]} -eq 0 ] && [ "$finished" -eq 0 ]; then
-    say "every worker failed"
-    stop
-    exit 1
-fi
-status=0
-if [ -n "$coordinator" ]; then
-    await "$coordinator" || status=$?
-    [ "$status" -eq 0 ] || stop
-fi
-for pid in ${workers[@]+"${workers[@]}"}; do await "$pid" || :; done
-exit "$status"
+attend

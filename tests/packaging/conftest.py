@@ -1,7 +1,8 @@
 """A stage for the launch scripts: executables on PATH that record how they were called.
 
 The fake `biggraph` follows a plan, one word a start: an exit status, `run` (until SIGTERM, then
-130) or `finish` (until the test says that the run is finished, then 0; SIGTERM: 130).
+130), `finish` (until the test says that the run is finished, then 0; SIGTERM: 130) or `after-7`
+(until then, and with that status).
 """
 
 import contextlib
@@ -36,6 +37,10 @@ role=$1
 if [ "$role" = worker ]; then
     record "worker-$BIGGRAPH_WORKER" "$@"
     plan=${FAKE_WORKER:-finish}
+elif [ "$role" = parameter-server ]; then
+    for index; do :; done # the last argument
+    record "server-$index" "$@"
+    plan=${FAKE_SERVER:-finish}
 else
     record "$role" "$@"
     plan=${FAKE_COORDINATOR:-finish}
@@ -46,6 +51,9 @@ case $1 in
     run | finish)
         trap 'exit 130' TERM
         while [ "$1" = run ] || [ ! -e "$FAKE/finished" ]; do sleep 0.05; done ;;
+    after-*)
+        while [ ! -e "$FAKE/finished" ]; do sleep 0.05; done
+        exit "${1#after-}" ;;
     *) exit "$1" ;;
 esac
 """,
@@ -91,6 +99,11 @@ for child in $children; do
     [ "$status" -le "$result" ] || result=$status
 done
 exit $result
+""",
+    # Slurm knows where the original of a submitted script is, and shows its arguments with it.
+    "scontrol": """
+echo "JobId=$SLURM_JOB_ID JobName=biggraph"
+echo "   Command=$FAKE_COMMAND"
 """,
 }
 
