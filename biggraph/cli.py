@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, NoReturn, TypeVar
 
 import typer
 
@@ -22,6 +22,7 @@ from biggraph.errors import BigGraphError, ConfigError, FormatError
 from biggraph.export import export as write_export
 from biggraph.log import to_json
 from biggraph.sections import parse_candidates, parse_size
+from biggraph.train.local import local_name
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -377,22 +378,23 @@ def main() -> None:
     try:
         app()
     except BigGraphError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        end(error, error.exit_code)
     except (MemoryError, RuntimeError) as error:
         # torch reports a failed allocation as a RuntimeError of this text.
         if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
             raise
-        print(
-            "error: out of memory; lower train.memory, train.batch_size or --memory, or import "
-            "with more partitions",
-            file=sys.stderr,
+        end(
+            "out of memory; lower train.memory, train.batch_size or --memory, or import with more "
+            "partitions"
         )
-        sys.exit(2)
     except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        sys.exit(130)
+        end("interrupted", 130)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
-        sys.exit(2)
+        end(f"{where}{error.strerror or error}")
+
+
+def end(reason: object, code: int = 2) -> NoReturn:
+    """Say in one line why this process ends, and which one it is where several say so at once."""
+    print(f"{local_name()}error: {reason}", file=sys.stderr)
+    sys.exit(code)

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from biggraph import api, cli
+from biggraph.train import local
 
 ROWS = "".join(f"p{i}\tknows\tp{(i * k + k) % 20}\n" for i in range(20) for k in (1, 2, 3))
 RUN_FILE = """
@@ -149,6 +150,15 @@ def test_a_mistake_is_one_line_and_exit_code_2(trained, tmp_path, arguments, mes
     assert len(outcome.err.strip().splitlines()) == 1, outcome.err
     assert outcome.out == ""
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("parent", [None, "1"])
+def test_a_mistake_says_which_local_worker_met_it(biggraph, monkeypatch, parent):
+    environment = local._environment("worker-1") if parent else {local.WORKER_VARIABLE: "w"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    outcome = biggraph("inspect", "nowhere")
+    assert outcome.err.startswith("worker-1: error: nowhere" if parent else "error: nowhere")
 
 
 def test_damage_is_reported_not_computed_with(trained, tmp_path):

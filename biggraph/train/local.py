@@ -182,6 +182,12 @@ def open_cluster(config: Config, *, restart: bool, reporter: Reporter) -> LocalC
     return LocalCluster(role, Children(servers), Children(named), threading.Event())
 
 
+def local_name() -> str:
+    """Return what lines of this process begin with: "worker-0: " where `train` started it."""
+    name = os.environ.get(WORKER_VARIABLE) if PARENT_VARIABLE in os.environ else None
+    return f"{name}: " if name else ""
+
+
 def die_with_parent() -> None:
     """Make this process get SIGTERM when the process that started it as a worker ends."""
     parent = os.environ.get(PARENT_VARIABLE)
