@@ -127,8 +127,9 @@ class Far:
             yield file
             size, request = length(file), uuid.uuid4().hex
             for index in reversed(holders):  # who looks at the first one finds it complete
-                folder = self._folders[index]
-                self._patiently(partial(folder.upload, name, file, size, request))
+                upload = partial(self._folders[index].upload, name, file, size, request)
+                while not self._patiently(upload):  # who gets on has as much time again
+                    pass
 
     def put_if_absent(self, name: str, data: bytes) -> bool:
         """Publish a file on the first server, unless the name is taken."""

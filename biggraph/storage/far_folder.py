@@ -23,6 +23,7 @@ MAX_HEAD = 1 << 16
 # How errors are named in an answer.
 MISSING, TAKEN, BROKEN_OFF = "missing", "taken", "broken off"
 
+_BLOCKS = 4  # that go in one attempt
 _ANSWER_S = 15.0
 _SYNC_S = 120.0  # for what has to be made durable
 
@@ -100,8 +101,10 @@ class FarFolder:
         """Remove a file, if it is there."""
         self._ask("remove", {"name": name})
 
-    def upload(self, name: str, file: io.BufferedRandom, size: int, token: str) -> None:
-        """Publish a new file; an upload that was broken off goes on where it was.
+    def upload(self, name: str, file: io.BufferedRandom, size: int, token: str) -> bool:
+        """Send some blocks more of a new file; publish it and return True once all have come.
+
+        An upload that was broken off goes on where it was.
 
         Args:
             name: of the file.
@@ -114,11 +117,14 @@ class FarFolder:
             LinkLost: no answer, or the server has forgotten the upload.
         """
         position = self._ask("begin", {"name": name, "token": token, "size": size})["position"]
-        while position < size:
+        end = min(size, position + _BLOCKS * BLOCK)
+        while position < end:
             file.seek(position)
             fields = {"name": name, "token": token, "position": position}
             position = self._call("write", fields, file.read(BLOCK))[0]["position"]
-        self._call("publish", {"name": name, "token": token, "size": size}, b"", _SYNC_S)
+        if position == size:
+            self._call("publish", {"name": name, "token": token, "size": size}, b"", _SYNC_S)
+        return bool(position == size)
 
     def _ask(self, action: str, fields: Fields = {}) -> Fields:  # noqa: B006
         return self._call(action, fields)[0]

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -254,6 +255,34 @@ def test_an_upload_that_the_server_forgot_begins_again(start, monkeypatch):
     write(place, "parts/user/0/a")
     assert servers.files(0) == {"parts/user/0/a"}
     assert place.read("parts/user/0/a") == b"content"
+
+
+def test_a_long_upload_has_time_again_whenever_it_gets_on(start, monkeypatch):
+    place, now, left = open_place(start(1).address()), [0.0], {5: 2, 90: 2}
+
+    def sleep(seconds):
+        now[0] += seconds
+
+    genuine = Caller.call
+
+    def call(caller, name, *rest):
+        now[0] += 5.0  # the whole takes far longer than a server is waited for
+        block = int(now[0] // 5)
+        if name == "write" and (lost := next((b for b in left if b <= block and left[b]), None)):
+            left[lost] -= 1
+            raise LinkLost("lost")
+        return genuine(caller, name, *rest)
+
+    monkeypatch.setattr(far_folder, "BLOCK", 10)
+    monkeypatch.setattr(
+        "biggraph.storage.far.time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep)
+    )
+    monkeypatch.setattr(Caller, "call", call)
+    write(place, "parts/user/0/a", bytes(1000))
+    assert left == {5: 0, 90: 0}
+    left[1] = 99
+    with pytest.raises(StorageError, match="has not answered for 60 s"):
+        write(place, "parts/user/0/b", bytes(1000))
 
 
 # Uploads
