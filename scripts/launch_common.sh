@@ -32,6 +32,19 @@ check_tools() {
     for tool; do command -v "$tool" >/dev/null || fail "$tool is not on PATH"; done
 }
 
+# Set `separate`, the number of parameter servers that are processes: find_servers CONFIG
+# [key=value ...]. TOML, JSON and overrides all write the key and then the number; the last one
+# counts. A number that is misread starts too many, which biggraph refuses, or too few, for which
+# its workers say that they wait.
+find_servers() {
+    local config=$1 key='parameter_servers["'\'']\{0,1\}[[:space:]]*[=:][[:space:]]*'
+    shift
+    separate=$({ cat "$config" && printf '\n%s\n' "$@"; } |
+        sed -n "s/^\([^#]*[^#_[:alnum:]]\)\{0,1\}$key\([^]},#[:space:]]*\).*/\2/p" | tail -n 1)
+    whole cluster.parameter_servers "${separate:=1}"
+    [ "$separate" -gt 1 ] || separate=0 # the coordinator is the only one
+}
+
 # Exit status of a child, also when a trapped signal interrupts the wait.
 await() {
     local status again

@@ -4,7 +4,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --signal=TERM@60
-# Runs a coordinator step and one worker a task in a Slurm job.
+# Runs a coordinator step, parameter server steps and one worker a task in a Slurm job.
 set -eu -o pipefail
 launcher=launch_slurm.sh
 # sbatch runs a copy of this script; what it shares with others lies beside the original.
@@ -26,7 +26,8 @@ again and the run goes on from its log. So it does when the same command is subm
 instance after the time limit.
 
   --bind ADDRESS      of the first node, for the coordinator to listen on (default: what the
-                      node's name resolves to)
+                      node's name resolves to); so do parameter servers, which run there too
+                      where cluster.parameter_servers is above 1
   --max-restarts N    how often one crashed process is started again (default 20)
   --pause SECONDS     before it is started again (default 5)
   --secret-file FILE  job secret on storage that all nodes share, mode 0600; made if absent
@@ -94,6 +95,7 @@ done
 check_run "$@"
 config=$1
 shift
+find_servers "$config" "$@"
 [ -n "${SLURM_JOB_ID:-}" ] || fail "not in a Slurm job: start it with sbatch; see --help"
 check_tools biggraph srun
 : "${bind:=$(address || :)}"
@@ -119,6 +121,11 @@ first="--overlap --nodes=1 --ntasks=1 --nodelist=${SLURMD_NODENAME:-$(uname -n)}
 set -- "cluster.secret_file=$secret_file" "$@"
 step coordinator "$first" biggraph coordinator "$config" "cluster.bind=$bind" "$@"
 coordinator=$!
+for ((index = 0; index < separate; index++)); do
+    step "parameter-server-$index" "$first" \
+        biggraph parameter-server "$config" "cluster.bind=$bind" "$@" --index "$index"
+    servers+=("$!")
+done
 step worker "--overlap --ntasks=${SLURM_NTASKS:-1}" biggraph worker "$config" "$@"
 workers=("$!")
 status=0

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Starts the coordinator here and workers on other machines over ssh, and keeps them running.
+# Starts the coordinator (and parameter servers) here and workers on other machines over ssh, and keeps them running.
 set -eu -o pipefail
 launcher=launch_ssh.sh
 # shellcheck source-path=SCRIPTDIR source=launch_common.sh
@@ -22,9 +22,11 @@ Start the coordinator on this machine and workers over ssh; end them all on Ctrl
   --help              show this message and exit
 
 The graph and the run directory must be the same storage on every machine. ssh must not ask for
-anything (keys, known hosts). The job secret is BIGGRAPH_SECRET if set, else a new random one;
+anything (keys, known hosts). Where cluster.parameter_servers is above 1, they run on this machine
+too, on the ports after --port. The job secret is BIGGRAPH_SECRET if set, else a new random one;
 it travels through ssh's standard input and appears on no command line and in no file.
-Exit status: the coordinator's; 130 when stopped; 1 when every worker failed; 2 on a mistake.
+Exit status: the coordinator's; 130 when stopped; 1 when every worker or a parameter server failed;
+2 on a mistake.
 
 Example:  launch_ssh.sh --hosts hosts.txt --bind 10.0.0.1 run.toml train.epochs=20
 HELP
@@ -136,6 +138,7 @@ done
 check_run "$@"
 config=$1
 shift
+find_servers "$config" "$@"
 [ -n "$hosts" ] || fail "no --hosts file given; see --help"
 [ -r "$hosts" ] || fail "cannot read the hosts file $hosts"
 [ -n "$bind" ] || fail "no --bind address given: the address of this machine that the hosts reach"
@@ -152,6 +155,10 @@ listen=("cluster.bind=$bind")
 trap 'stop; exit 130' INT TERM
 keep coordinator start_here coordinator "$@" &
 coordinator=$!
+for ((index = 0; index < separate; index++)); do
+    keep "parameter-server-$index" start_here parameter-server "$@" --index "$index" &
+    servers+=("$!")
+done
 for target in "${targets[@]}"; do
     keep "${target#* }" start_worker "${target% *}" "${target#* }" "$@" &
     workers+=("$!")

@@ -15,7 +15,8 @@ process that crashed again, alone, while the others go on.
   --workers N        worker processes here (default 1)
   --role ROLE        all (default), coordinator, or workers: with the last two, several machines
                      that share the storage make one cluster; then give the same BIGGRAPH_SECRET
-                     to all, and cluster.bind=ADDRESS to the coordinator
+                     to all, and cluster.bind=ADDRESS to the coordinator. Parameter servers,
+                     where cluster.parameter_servers is above 1, start with the coordinator
   --max-restarts N   how often torchrun starts one process again (default 20)
   --help             show this message and exit
 
@@ -49,6 +50,7 @@ done
 check_run "$@"
 config=$1
 shift
+find_servers "$config" "$@"
 whole --workers "$count"
 case $role in
     all | coordinator | workers) ;;
@@ -62,6 +64,10 @@ trap 'stop; exit 130' INT TERM
 if [ "$role" != workers ]; then
     launch coordinator "$config" "$@"
     coordinator=$!
+    for ((index = 0; index < separate; index++)); do
+        launch parameter-server "$config" "$@" --index "$index"
+        servers+=("$!")
+    done
 fi
 if [ "$role" != coordinator ]; then
     name=${BIGGRAPH_WORKER:-$(uname -n)}
