@@ -127,14 +127,17 @@ class Far:
             yield file
             size, request = length(file), uuid.uuid4().hex
             for index in reversed(holders):  # who looks at the first one finds it complete
-                upload = partial(self._folders[index].upload, name, file, size, request)
-                while not self._patiently(upload):  # who gets on has as much time again
-                    pass
+                folder = self._folders[index]
+                upload = partial(folder.upload, name, file, size, request)
+                if not self._claim(upload, partial(folder.holds, name, file, size)):
+                    taken = f"exists already on {folder}"
+                    raise FileExistsError(errno.EEXIST, taken, self.where(name))
 
     def put_if_absent(self, name: str, data: bytes) -> bool:
         """Publish a file on the first server, unless the name is taken."""
         folder, request = self._folders[self._holders(name)[0]], uuid.uuid4().hex
-        return self._patiently(lambda: folder.put_if_absent(name, data, request))
+        put = partial(folder.put_if_absent, name, data, request)
+        return self._claim(put, partial(folder.holds, name, io.BytesIO(data), len(data)))
 
     def replace(self, name: str, data: bytes) -> None:
         """Put this content under the name."""
@@ -219,6 +222,30 @@ class Far:
                         "partition-server`, then resume"
                     ) from error
             time.sleep(_PAUSE_S)
+
+    def _claim(self, attempt: Callable[[], bool | None], holds: Callable[[], bool]) -> bool:
+        """Return whether a name was free and is now one's own.
+
+        Args:
+            attempt: tells it, or None: it got on, and wants as much time again.
+            holds: tells whether what has the name is the same. It counts after a lost answer: a
+                server that was killed and started again no longer knows whose file it took.
+        """
+        lost = False
+
+        def once() -> bool | None:
+            nonlocal lost
+            try:
+                return attempt()
+            except FileExistsError:
+                return False
+            except LinkLost:
+                lost = True
+                raise
+
+        while (won := self._patiently(once)) is None:
+            pass
+        return won or (lost and self._patiently(holds))
 
     def _size(self, name: str) -> int:
         def look(folder: FarFolder) -> int:

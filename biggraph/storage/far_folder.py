@@ -101,7 +101,15 @@ class FarFolder:
         """Remove a file, if it is there."""
         self._ask("remove", {"name": name})
 
-    def upload(self, name: str, file: io.BufferedRandom, size: int, token: str) -> bool:
+    def holds(self, name: str, file: io.BufferedIOBase, size: int) -> bool:
+        """Tell whether a file there has the `size` bytes of this one."""
+        if self.size(name) != size:
+            return False
+        file.seek(0)
+        blocks = (self.read_block(name, start, size) for start in range(0, size, BLOCK))
+        return all(block.tobytes() == file.read(BLOCK) for block in blocks)
+
+    def upload(self, name: str, file: io.BufferedIOBase, size: int, token: str) -> bool | None:
         """Send some blocks more of a new file; publish it and return True once all have come.
 
         An upload that was broken off goes on where it was.
@@ -122,9 +130,10 @@ class FarFolder:
             file.seek(position)
             fields = {"name": name, "token": token, "position": position}
             position = self._call("write", fields, file.read(BLOCK))[0]["position"]
-        if position == size:
-            self._call("publish", {"name": name, "token": token, "size": size}, b"", _SYNC_S)
-        return bool(position == size)
+        if position < size:
+            return None
+        self._call("publish", {"name": name, "token": token, "size": size}, b"", _SYNC_S)
+        return True
 
     def _ask(self, action: str, fields: Fields = {}) -> Fields:  # noqa: B006
         return self._call(action, fields)[0]

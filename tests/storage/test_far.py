@@ -238,6 +238,66 @@ def test_a_request_whose_answer_was_lost_is_done_once(start, monkeypatch, action
         write(place, "parts/user/0/a")
 
 
+class Dying:
+    """A server that does what is asked and is killed before it answers, once."""
+
+    def __init__(self, monkeypatch, servers, action):
+        genuine, self.died = Caller.call, False
+
+        def call(caller, name, body, timeout_s):
+            answer = genuine(caller, name, body, timeout_s)
+            if name == action and not self.died:
+                self.died = True
+                servers.stop(0)
+                servers.start(0)
+                raise LinkLost("lost")
+            return answer
+
+        monkeypatch.setattr(Caller, "call", call)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 25])
+def test_what_a_server_did_before_it_was_killed_is_known_as_ones_own(start, monkeypatch, content):
+    monkeypatch.setattr(far_folder, "BLOCK", 10)
+    monkeypatch.setattr("biggraph.dist.partition_server.BLOCK", 10)
+    servers = start(1)
+    place = open_place(servers.address())
+    for action, use in (
+        ("put_if_absent", lambda: place.put_if_absent("log/0", content)),
+        ("publish", lambda: write(place, "parts/user/0/a", content) is None),
+    ):
+        dying = Dying(monkeypatch, servers, action)
+        assert use()
+        assert dying.died
+    assert not place.put_if_absent("log/0", content)
+    with pytest.raises(FileExistsError, match="exists already"):
+        write(place, "parts/user/0/a", content)
+
+
+def test_what_another_writer_did_while_answers_were_lost_is_not_ones_own(start, monkeypatch):
+    servers = start(1)
+    place, root = open_place(servers.address()), servers.folders[0] / "runs/a"
+    genuine, lost = Caller.call, []
+
+    def call(caller, name, *rest):
+        if name not in lost:
+            lost.append(name)
+            if name == "put_if_absent":
+                Folder(root).make_folder("log")
+                assert Folder(root).put_if_absent("log/0", b"other")
+            if name == "publish":
+                write(Folder(root), "parts/user/0/a", b"another")
+            raise LinkLost("lost")
+        return genuine(caller, name, *rest)
+
+    monkeypatch.setattr(Caller, "call", call)
+    assert not place.put_if_absent("log/0", b"mine!")
+    with pytest.raises(FileExistsError, match="exists already"):
+        write(place, "parts/user/0/a", b"content")
+    assert (root / "log/0").read_bytes() == b"other"
+    assert (root / "parts/user/0/a").read_bytes() == b"another"
+
+
 def test_an_upload_that_the_server_forgot_begins_again(start, monkeypatch):
     servers = start(1)
     place = open_place(servers.address())
