@@ -66,7 +66,7 @@ def listen(bind: str, port: int, prefix: str = "cluster.") -> socket.socket:
         found = socket.getaddrinfo(bind, port, type=socket.SOCK_STREAM)
         family, kind, protocol, _, address = found[0]
         listener = socket.socket(family, kind, protocol)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter: no name of a host at all
         raise _cannot_listen(bind, port, prefix, error) from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -78,10 +78,10 @@ def listen(bind: str, port: int, prefix: str = "cluster.") -> socket.socket:
     return listener
 
 
-def _cannot_listen(bind: str, port: int, prefix: str, error: OSError) -> ConfigError:
+def _cannot_listen(bind: str, port: int, prefix: str, error: Exception) -> ConfigError:
     return ConfigError(
         f"{prefix}bind = {bind!r}, {prefix}port = {port}: cannot listen there: "
-        f"{error.strerror or error}; give an address of this machine and a free port (0: any)"
+        f"{getattr(error, 'strerror', None) or error}; give an address of this machine and a free port (0: any)"
     )
 
 

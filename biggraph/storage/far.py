@@ -85,6 +85,8 @@ class Far:
         if match is None or not all(found) or {"", ".", ".."} & set(match[2].split("/")):
             raise InputError(f"{address}: expected an address of the form {_FORM}")
         servers = [(m[1] or m[2], int(m[3])) for m in found if m]
+        if not all(0 < port < 65536 for _, port in servers):
+            raise InputError(f"{address}: ports are numbers from 1 to 65535")
         if len(set(servers)) < len(servers):
             raise InputError(f"{address}: names a server twice")
         return cls(servers, match[2], _options(address, match[3] or "", len(servers)))

@@ -82,7 +82,7 @@ def is_loopback(bind: str) -> bool:
     """
     with suppress(ValueError):
         return ipaddress.ip_address(bind).is_loopback
-    with suppress(OSError):
+    with suppress(OSError, UnicodeError):  # the latter: no name of a host at all
         found = socket.getaddrinfo(bind, None)
         return all(ipaddress.ip_address(entry[4][0]).is_loopback for entry in found)
     return False

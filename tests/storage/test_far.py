@@ -58,7 +58,7 @@ def test_addresses():
     ["flight://", "flight://a:1", "flight://a:1/", "flight://a/run", "flight://a:1,/run",
      "flight://a:1//run", "flight://a:1/../run", "flight:/a:1/run", "http://a:1/run",
      "flight://a:1/run?replicas=2", "flight://a:1/run?replicas=x", "flight://a:1,a:1/run",
-     "flight://a:1/run?replica=1", "flight://a:1/run?wait=1s&wait=2s", "flight://a:1/run?wait=x"],
+     "flight://a:0/run", "flight://a:65536/run", "flight://a:1/run?replica=1", "flight://a:1/run?wait=1s&wait=2s", "flight://a:1/run?wait=x"],
 )  # fmt: skip
 def test_other_addresses_are_refused(address):
     with pytest.raises(InputError, match="flight"):
@@ -74,6 +74,13 @@ def test_secret_and_certificate_have_to_be_there(tmp_path, monkeypatch):
     secret.chmod(0o600)
     with pytest.raises(ConfigError, match=r"192.0.2.1 is another machine; add \?tls_ca"):
         open_place(f"flight://127.0.0.1:9,192.0.2.1:9/run?secret_file={secret}").exists()
+
+
+@pytest.mark.parametrize("host", ["a" * 64, "a..b"])
+def test_a_host_that_cannot_be_is_another_machine(monkeypatch, host):
+    monkeypatch.setenv("BIGGRAPH_SECRET", SECRET.decode())
+    with pytest.raises(ConfigError, match=rf"{host} is another machine; add \?tls_ca"):
+        open_place(f"flight://{host}:9/run").exists()
 
 
 # Where files lie
