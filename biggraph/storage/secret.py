@@ -20,7 +20,7 @@ _MAX_FILE_BYTES = 65536
 def environment_secret() -> bytes | None:
     """Return the environment's secret, None without one; raises ConfigError if too short."""
     value = os.environ.get(SECRET_VARIABLE)
-    return long_enough(value.encode(), SECRET_VARIABLE) if value else None
+    return long_enough(os.fsencode(value), SECRET_VARIABLE) if value else None
 
 
 def read_secret(path: Path) -> bytes:

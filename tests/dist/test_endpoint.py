@@ -140,6 +140,12 @@ def test_a_short_secret_is_refused(tmp_path, monkeypatch):
         find_secret(tmp_path, None, create=False)
 
 
+def test_any_bytes_may_be_a_secret(tmp_path, monkeypatch):
+    key = bytes(range(128, 160))
+    monkeypatch.setenv("BIGGRAPH_SECRET", os.fsdecode(key))
+    assert find_secret(tmp_path, None, create=False).key == key
+
+
 def test_a_secret_of_somebody_else_is_refused(tmp_path, monkeypatch):
     path = secret_file(tmp_path / "s")
     monkeypatch.setattr(endpoints.os, "geteuid", lambda: os.getuid() + 1)
