@@ -58,7 +58,8 @@ def test_addresses():
     ["flight://", "flight://a:1", "flight://a:1/", "flight://a/run", "flight://a:1,/run",
      "flight://a:1//run", "flight://a:1/../run", "flight:/a:1/run", "http://a:1/run",
      "flight://a:1/run?replicas=2", "flight://a:1/run?replicas=x", "flight://a:1,a:1/run",
-     "flight://a:0/run", "flight://a:65536/run", "flight://a:1/run?replica=1", "flight://a:1/run?wait=1s&wait=2s", "flight://a:1/run?wait=x"],
+     "flight://a:0/run", "flight://a:65536/run", "flight://a:1/run?replica=1",
+     "flight://a:1/run?wait=1s&wait=2s", "flight://a:1/run?wait=x"],
 )  # fmt: skip
 def test_other_addresses_are_refused(address):
     with pytest.raises(InputError, match="flight"):
