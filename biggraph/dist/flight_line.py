@@ -6,7 +6,6 @@ Knows nothing of what is said over it.
 from __future__ import annotations
 
 import threading
-import time
 
 from torch import Tensor
 

@@ -21,7 +21,7 @@ from biggraph.dist.endpoint import Endpoint, advertised_host
 from biggraph.dist.link import Body, Handler, call_in_turn
 from biggraph.dist.messages import Envelope, Identity, Reason, Refused, Verifier
 from biggraph.dist.store import StoreLine, connect_store, host_store
-from biggraph.errors import LinkLost, RemoteError
+from biggraph.errors import LinkLost
 
 _LOG = logging.getLogger(__name__)
 

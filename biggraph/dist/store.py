@@ -79,9 +79,10 @@ def listen(bind: str, port: int, prefix: str = "cluster.") -> socket.socket:
 
 
 def _cannot_listen(bind: str, port: int, prefix: str, error: Exception) -> ConfigError:
+    reason = getattr(error, "strerror", None) or error
     return ConfigError(
         f"{prefix}bind = {bind!r}, {prefix}port = {port}: cannot listen there: "
-        f"{getattr(error, 'strerror', None) or error}; give an address of this machine and a free port (0: any)"
+        f"{reason}; give an address of this machine and a free port (0: any)"
     )
 
 
