@@ -214,25 +214,40 @@ def measure_share(folder: Path, graph: Path, workers: int) -> dict[str, float]:
         subprocess.Popen([*begin, "worker", str(path), "--name", f"w{i}"], **quiet)
         for i in range(workers)
     ]
-    samples: list[tuple[float, float]] = []
-    watcher = threading.Thread(target=_sample, args=(coordinator.pid, path, samples))
+    samples: list[tuple[float, float, int]] = []
+    watcher = threading.Thread(target=_sample, args=(coordinator.pid, path, workers, samples))
     watcher.start()
     for process in (*crowd, coordinator):
         if process.wait():
             raise SystemExit(f"{process.args}: ended with {process.returncode}")
     watcher.join()
-    (first, used_first), (last, used_last) = samples[0], samples[-1]
+    (first, used_first, before), (last, used_last, after) = samples[0], samples[-1]
     share = (used_last - used_first) / (last - first)
-    return {"workers": workers, "share_of_a_core": share, "seconds": last - first}
+    return {
+        "workers": workers,
+        "share_of_a_core": share,
+        "seconds": last - first,
+        "commits_per_s": (after - before) / (last - first),
+        "processor_ms_per_commit": 1e3 * (used_last - used_first) / (after - before),
+    }
 
 
-def _sample(pid: int, path: Path, samples: list[tuple[float, float]]) -> None:
-    """Note the time and the processor time of a process from its run's first commit on."""
+def _sample(pid: int, path: Path, workers: int, samples: list[tuple[float, float, int]]) -> None:
+    """Note time, processor time and commits of a coordinator.
+
+    From the first commit of every worker on, so that none still joins, until the epoch ends: what
+    a process needs to begin and to end is no share of the work between.
+    """
     process, metrics = psutil.Process(pid), path.with_suffix("") / "metrics.jsonl"
     while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-        if metrics.exists() and '"commit"' in metrics.read_text():
+        text = metrics.read_text() if metrics.exists() else ""
+        lines = [json.loads(line) for line in text.splitlines()]
+        commits = [line for line in lines if line["event"] == "commit"]
+        if any(line["event"] == "epoch" for line in lines):
+            return
+        if len({line["worker"] for line in commits}) == workers:
             used = process.cpu_times()
-            samples.append((time.perf_counter(), used.user + used.system))
+            samples.append((time.perf_counter(), used.user + used.system, len(commits)))
         time.sleep(0.2)
 
 
