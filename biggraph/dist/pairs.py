@@ -124,9 +124,12 @@ class PairServer:
         store = connect_store((endpoint.host, endpoint.port), limits.join_s)
         pair = frames.join(store, key, frames.SERVER, endpoint.host, limits.join_s)
         verifier = Verifier(self._secret, "exchange", endpoint.job, endpoint.term)
+        met = False
         while not self._closing:
             message = pair.receive_message(time.monotonic() + limits.idle_s)
-            frames.forget_addresses(store, key)  # both sides have met by now
+            if not met:
+                frames.forget_addresses(store, key)
+                met = True
             request = verifier.check(message)
             found = frames.announced(request.body, key, limits.floats)
             payload = pair.receive_payload(found, time.monotonic() + limits.exchange_s)
