@@ -100,7 +100,7 @@ class MailboxServer:
     @property
     def refused(self) -> Counter[Reason]:
         """Messages that did not count, by reason."""
-        return self._verifier.refused
+        return self._verifier.refused.copy()
 
     def close(self) -> None:
         """Stop answering and listening; a request being handled is finished first."""
@@ -140,7 +140,7 @@ class MailboxServer:
             return
         channel, body = request.body.get("channel"), request.body.get("body")
         if type(channel) is not int or not isinstance(body, dict):
-            self.refused["types"] += 1
+            self._verifier.refused["types"] += 1
             return
         reply = self._reply(request, body)
         self.handled += 1

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -162,6 +163,19 @@ def test_another_secret_or_term_gets_no_answer(serve, dial):
             line.call({}, 0.3)
     assert dial(server.endpoint).call({"a": 1}, 5.0)["body"] == {"a": 1}
     assert server.refused == {"signature": 1, "term": 1}
+
+
+def test_more_may_be_refused_while_somebody_counts(serve, section):
+    class Growing(Counter):
+        def items(self):
+            for number, item in enumerate(super().items()):
+                self[f"reason {number}"] = 1  # by another thread
+                yield item
+
+    server = serve()
+    vectors = server._vectors if section.transport == "flight" else server._pairs
+    vectors.refused = Growing(stale=2)
+    assert server.refused == {"stale": 2}
 
 
 def test_a_late_reply_is_not_taken_for_another(serve, dial):
