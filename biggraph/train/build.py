@@ -82,7 +82,8 @@ def build(config: Config, *, restart: bool, reporter: Reporter, validate: Valida
         add_shared(model.parameters, facts)
         metrics = open_metrics(ground, directory.state)
         sizes = ground.table_sizes(facts)
-        _say_plan(reporter, directory.state, ground, len(model.groups), sum(sizes.values()))
+        budget = f"budget {ground.memory / 2**20:,.0f} MiB"
+        say_plan(reporter, directory.state, ground, budget, f"{ground.threads} threads")
         coordinator = build_coordinator(ground, directory, metrics, reporter)
         coordinator.expire_all("the only worker has started again")
         session = Session(
@@ -265,21 +266,25 @@ def build_trainer(
     )
 
 
-def _say_plan(
-    reporter: Reporter, state: RunState, ground: Ground, groups: int, table_bytes: int
-) -> None:
+def say_plan(reporter: Reporter, state: RunState, ground: Ground, *means: str) -> None:
+    """Say what is trained, how large it is, and where the run goes on.
+
+    Args:
+        reporter: told.
+        state: of the run.
+        ground: run file and graph.
+        means: what the only worker trains it with; of several, each has its own.
+    """
     facts = state.facts
     optimizer = "row-wise" if facts.row_wise else "element-wise"
-    partitions = len(facts.schema.partition_keys())
+    table_bytes = sum(ground.table_sizes(facts).values())
     reporter.say(
-        f"{facts.schema.num_entities:,} entities in {partitions} partitions, "
-        f"{len(facts.schema.relations):,} relations in {groups} groups, "
+        f"{facts.schema.num_entities:,} entities in {len(facts.schema.partition_keys())} "
+        f"partitions, {len(facts.schema.relations):,} relations, "
         f"{sum(facts.buckets.values()):,} edges in {len(facts.buckets)} buckets"
     )
-    reporter.say(
-        f"tables {table_bytes / 2**20:,.0f} MiB ({optimizer} Adagrad), "
-        f"budget {ground.memory / 2**20:,.0f} MiB, {ground.threads} threads"
-    )
+    tables = f"tables {table_bytes / 2**20:,.0f} MiB ({optimizer} Adagrad)"
+    reporter.say(", ".join((tables, *means)))
     if state.epoch or state.done:
         reporter.say(f"going on after epoch {state.epoch} and {len(state.done)} buckets")
 

@@ -44,6 +44,7 @@ from biggraph.train.build import (
     build_trainer,
     open_metrics,
     open_run,
+    say_plan,
 )
 from biggraph.train.checks import required_paths
 from biggraph.train.ground import Ground, ground_of
@@ -84,6 +85,7 @@ class CoordinatorRole:
             cluster = config.cluster
             secret = find_secret(folder_of(directory.place), cluster.secret_file, create=True)
             require_secret_beyond_loopback(cluster.bind, secret)
+            say_plan(reporter, directory.state, ground)
             service = _build_service(ground, directory, reporter)
             endpoint = service.open(cluster, secret.key, ground.fingerprint[:16])
             directory.place.replace(ENDPOINT_FILE, encode_endpoint(endpoint))

@@ -1,0 +1,39 @@
+"""The coordinator's role in this process: what it says, and what it does about its endpoint."""
+
+import pytest
+
+from biggraph.config import make_config
+from biggraph.log import Reporter
+from biggraph.train.roles import CoordinatorRole
+from tests.dist.chaos.stage import make_graph
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory):
+    return make_graph(tmp_path_factory.mktemp("graph"))
+
+
+@pytest.fixture
+def open_role(graph, tmp_path):
+    """Return a function that opens the coordinator of one run; it is closed with the test."""
+    roles = []
+
+    def make() -> CoordinatorRole:
+        config = make_config(
+            {"graph": {"path": str(graph)}, "checkpoint": {"path": str(tmp_path / "run")}}
+        )
+        roles.append(CoordinatorRole.open(config, restart=False, reporter=Reporter()))
+        return roles[-1]
+
+    yield make
+    for role in roles:
+        role.close()
+
+
+def test_a_coordinator_says_what_is_trained_and_where(open_role, capsys):
+    endpoint = open_role().endpoint
+    plan, tables, where = capsys.readouterr().err.splitlines()
+    assert "entities in 4 partitions, 3 relations" in plan
+    assert "edges in 16 buckets" in plan
+    assert tables == "tables 0 MiB (element-wise Adagrad)"
+    assert where == f"coordinator listens on {endpoint.host}:{endpoint.port}"
