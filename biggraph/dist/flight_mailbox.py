@@ -120,7 +120,7 @@ class FlightServer:
     @property
     def refused(self) -> Counter[Reason]:
         """What did not count, by reason; a wrong token counts as a wrong signature."""
-        found = self._requests.refused.copy() + self._vectors.refused.copy()
+        found = Counter(self._requests.refused) + Counter(self._vectors.refused)
         if self._actions is not None and self._actions.refused:
             found["signature"] += self._actions.refused
         return found

@@ -100,7 +100,7 @@ class MailboxServer:
     @property
     def refused(self) -> Counter[Reason]:
         """Messages that did not count, by reason."""
-        return self._verifier.refused.copy()
+        return Counter(self._verifier.refused)
 
     def close(self) -> None:
         """Stop answering and listening; a request being handled is finished first."""

@@ -53,7 +53,7 @@ class TorchServer:
     @property
     def refused(self) -> Counter[Reason]:
         """What did not count, by reason."""
-        return self._mailbox.refused + self._pairs.refused.copy()
+        return self._mailbox.refused + Counter(self._pairs.refused)
 
     def accept(self, key: str) -> None:
         """Wait in the background for the worker that asked for a pair."""
