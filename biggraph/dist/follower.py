@@ -90,13 +90,15 @@ class Follower:
 
     def _read_log(self) -> None:
         """Apply new records; begin again where the run itself was begun again."""
-        if self._last is None or log.read(self._place, self._last.number) != self._last:
-            self._state = None
-        if self._state is None:
-            self._state = read_state(self._place)
-            self._last = log.read(self._place, self._state.number - 1)
-        while (record := log.read(self._place, self._state.number)) is not None:
-            self._state, self._last = self._state.apply(record), record
+        state, last = self._state, self._last  # others look at the old ones until all is read
+        if last is None or log.read(self._place, last.number) != last:
+            state = None
+        if state is None:
+            state = read_state(self._place)
+            last = log.read(self._place, state.number - 1)
+        while (record := log.read(self._place, state.number)) is not None:
+            state, last = state.apply(record), record
+        self._state, self._last = state, last
 
     def _fold(self) -> None:
         """Sum up what is committed, in the order of the log; raises FileNotFoundError."""

@@ -10,7 +10,7 @@ from biggraph.dist.follower import Follower
 from biggraph.dist.parameter_server import ParameterServer, Sums
 from biggraph.dist.parameters import SharedParameters
 from biggraph.dist.vector import cut, flatten
-from biggraph.errors import FormatError, LinkLost, RemoteError
+from biggraph.errors import FormatError, LinkLost, RemoteError, StorageError
 from biggraph.model.relations import RelationParameters
 from biggraph.storage.files import read_arrays
 from biggraph.storage.folder import Folder
@@ -281,6 +281,25 @@ def test_a_run_begun_anew_is_followed(cluster, tmp_path):
     views = torch.cat([follower.committed for follower in cluster.followers])
     assert torch.equal(views, flatten(initial().arrays()))
     assert cluster.followers[0].state == read_state(Folder(tmp_path / "run"))
+
+
+def test_a_state_is_there_at_every_moment_while_another_run_is_read(cluster, monkeypatch):
+    follower, looks = cluster.followers[0], []
+    before = follower.state
+
+    def broken(place):
+        looks.append(follower.state)  # as the thread that serves does
+        raise StorageError("unreachable")
+
+    monkeypatch.setattr("biggraph.dist.follower.read_state", broken)
+    monkeypatch.setattr(follower, "_last", None)  # as where the run was begun anew
+    with pytest.raises(StorageError):
+        follower.catch_up()
+    assert [*looks, follower.state] == [before, before]
+    monkeypatch.undo()
+    cluster.worker("a")
+    follower.catch_up()
+    assert follower.state == read_state(cluster.place) != before
 
 
 def test_servers_cut_otherwise_are_refused(cluster):
