@@ -141,13 +141,11 @@ def test_what_the_images_copy_is_in_the_build_context() -> None:
                 assert set(sources) <= allowed
 
 
-def compose() -> dict[str, Any]:
+def compose(name: str = "compose.yaml") -> dict[str, Any]:
     yaml = pytest.importorskip(
         "ruamel.yaml", reason="needs ruamel.yaml, which the dev extra installs"
     )
-    found: dict[str, Any] = yaml.YAML(typ="safe", pure=True).load(
-        (DOCKER / "compose.yaml").read_text()
-    )
+    found: dict[str, Any] = yaml.YAML(typ="safe", pure=True).load((DOCKER / name).read_text())
     return found
 
 
@@ -173,6 +171,27 @@ def test_the_compose_file_fits_together() -> None:
     assert "cluster.bind=coordinator" in services["coordinator"]["command"]
     assert services["worker"]["deploy"]["replicas"] == 3
     assert found["networks"]["cluster"]["internal"]
+
+
+def test_the_compose_file_of_parameter_servers_fits_the_other() -> None:
+    services = compose("compose.parameter-servers.yaml")["services"]
+    members = compose()["services"]
+    servers = sorted(set(services) - set(members))
+    assert servers == [f"parameter-server-{index}" for index in range(len(servers))]
+    for role, member in members.items():
+        assert services[role] == {
+            "command": [*member["command"], f"cluster.parameter_servers={len(servers)}"]
+        }
+    for index, name in enumerate(servers):
+        assert services[name]["extends"] == {"file": "compose.yaml", "service": "coordinator"}
+        role, *arguments = services[name]["command"]
+        assert role == "parameter-server"
+        assert arguments == [
+            "/config/run.toml",
+            f"cluster.bind={name}",
+            f"cluster.parameter_servers={len(servers)}",
+            f"--index={index}",
+        ]
 
 
 def test_the_secrets_are_not_in_git() -> None:
@@ -214,9 +233,10 @@ def test_the_entry_point_can_be_executed() -> None:
 
 
 def test_commands_are_verbs_of_the_program() -> None:
-    verbs = set(re.findall(r"^## biggraph (\w+)", (ROOT / "docs/cli.md").read_text(), re.M))
+    verbs = set(re.findall(r"^## biggraph ([\w-]+)", (ROOT / "docs/cli.md").read_text(), re.M))
     assert "train" in verbs
     if not {"coordinator", "worker"} <= verbs:
         pytest.skip("docs/cli.md does not have coordinator and worker yet")
-    used = {service["command"][0] for service in compose()["services"].values()}
+    files = [compose(), compose("compose.parameter-servers.yaml")]
+    used = {service["command"][0] for file in files for service in file["services"].values()}
     assert used <= verbs

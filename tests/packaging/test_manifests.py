@@ -17,9 +17,12 @@ yaml = pytest.importorskip("ruamel.yaml", reason="needs ruamel.yaml, which the d
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "docker/kubernetes"
-VARIANTS = ["jobs", "jobset"]
+WITH_SERVERS = ["jobs-parameter-servers", "jobset-parameter-servers"]
+VARIANTS = ["jobs", "jobset", *WITH_SERVERS]
 RUN = KUBERNETES / "common/run.toml"
-ROLES = {"coordinator", "worker"}
+SERVER = "parameter-server"
+ROLES = {"coordinator", "worker", SERVER}
+SEPARATE = "cluster.parameter_servers="
 LABEL = "app.kubernetes.io/"
 
 Object = dict[str, Any]
@@ -32,7 +35,7 @@ def parse(text: str) -> list[Any]:
 
 def built(variant: str) -> list[Object]:
     """Return the objects that a kustomization collects, without kustomize itself."""
-    folders, objects = [KUBERNETES / variant], []
+    folders, objects, patches = [KUBERNETES / variant], [], []
     for folder in folders:
         (kustomization,) = parse((folder / "kustomization.yaml").read_text())
         for name in kustomization["resources"]:
@@ -46,7 +49,25 @@ def built(variant: str) -> list[Object]:
                 data = dict.fromkeys(made.get("files", []), "")
                 data |= {"BIGGRAPH_SECRET": ""} if "envs" in made else {}
                 objects.append({"kind": kind, "metadata": {"name": made["name"]}, "data": data})
+        for patch in kustomization.get("patches", []):
+            text = patch.get("patch") or (folder / patch["path"]).read_text()
+            patches.append((patch["target"], parse(text)[0]))
+    for target, operations in patches:
+        for found in objects:
+            if found["kind"] == target["kind"]:
+                add_to(found, operations)
     return objects
+
+
+def add_to(found: Object, operations: list[Object]) -> None:
+    """Apply a JSON patch that only appends to lists."""
+    for operation in operations:
+        *path, last = operation["path"].strip("/").split("/")
+        node: Any = found
+        for part in path:
+            node = node[int(part)] if isinstance(node, list) else node[part]
+        assert (operation["op"], last) == ("add", "-")
+        node.append(copy.deepcopy(operation["value"]))
 
 
 def jobs(objects: list[Object]) -> Iterator[tuple[str, Object]]:
@@ -79,9 +100,7 @@ def volume_problems(pod: Object, container: Object, objects: list[Object]) -> It
             yield f"no claim {claim}"
         if config and config not in named(objects, "ConfigMap"):
             yield f"no config map {config}"
-    writable = [
-        volumes[name] for name, path in mounts.items() if path == "/tmp" and name in volumes
-    ]
+    writable = [volumes[n] for n, path in mounts.items() if path == "/tmp" and n in volumes]
     if not writable or "emptyDir" not in writable[0]:
         yield "nothing writable at /tmp"
 
@@ -178,11 +197,35 @@ def network_problems(objects: list[Object]) -> Iterator[str]:
                 for peer in rule.get("from", [{}]):
                     labels = peer.get("podSelector", {}).get("matchLabels", {})
                     sources = [pod[LABEL + "component"] for pod in pods if matches(labels, pod)]
-                    allowed |= {
-                        (source, target[LABEL + "component"]) for source in sources or ["anyone"]
-                    }
-    if allowed != {("worker", "coordinator"), ("coordinator", "worker")}:
+                    sources = sources if labels else ["anyone"]
+                    allowed |= {(source, target[LABEL + "component"]) for source in sources}
+    roles = {pod[LABEL + "component"] for pod in pods}
+    served = {(role, "worker") for role in roles - {"worker"}}
+    if allowed != served | {pair[::-1] for pair in served}:
         yield f"connections allowed: {sorted(allowed)}"
+
+
+def pods_of(role: str, objects: list[Object]) -> int:
+    """Return how many pods of a role are started."""
+    sets = [found["spec"]["replicatedJobs"] for found in named(objects, "JobSet").values()]
+    replicas = {job["name"]: job["replicas"] for found in sets for job in found}
+    return sum(
+        replicas.get(name, 1) * spec.get("completions", 1)
+        for name, spec in jobs(objects)
+        if spec["template"]["metadata"]["labels"][LABEL + "component"] == role
+    )
+
+
+def server_problems(objects: list[Object]) -> Iterator[str]:
+    """Yield what is wrong with the number of parameter servers."""
+    started, said = pods_of(SERVER, objects), set()
+    for _, spec in jobs(objects):
+        arguments = spec["template"]["spec"]["containers"][0]["args"]
+        said.add(tuple(word for word in arguments if word.startswith(SEPARATE)))
+        if arguments[0] == SERVER and "--index=$(INDEX)" not in arguments:
+            yield "a parameter server without its index"
+    if said != ({(f"{SEPARATE}{started}",)} if started else {()}):
+        yield f"{started} parameter servers, and overrides {sorted(said)}"
 
 
 def problems(objects: list[Object]) -> list[str]:
@@ -195,7 +238,7 @@ def problems(objects: list[Object]) -> list[str]:
         found.append("more than one image")
     if any(not re.fullmatch(r"[\w./-]+:\d[\w.-]*", c["image"]) for c in containers):
         found.append("an image without a version")
-    return [*found, *network_problems(objects)]
+    return [*found, *network_problems(objects), *server_problems(objects)]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -203,12 +246,18 @@ def test_the_manifests_fit_together(variant: str) -> None:
     objects = built(variant)
     assert {
         spec["template"]["metadata"]["labels"][LABEL + "component"] for _, spec in jobs(objects)
-    } == ROLES
+    } == (ROLES if variant in WITH_SERVERS else ROLES - {SERVER})
     assert problems(objects) == []
 
 
+def _job(objects: list[Object], role: str = "worker") -> Object:
+    specs = [spec for _, spec in jobs(objects)]
+    (found,) = [s for s in specs if s["template"]["spec"]["containers"][0]["name"] == role]
+    return found
+
+
 def _pod(objects: list[Object]) -> Object:
-    return list(jobs(objects))[-1][1]["template"]["spec"]
+    return _job(objects)["template"]["spec"]
 
 
 BREAKS: dict[str, tuple[Callable[[list[Object]], Any], str]] = {
@@ -232,7 +281,7 @@ BREAKS: dict[str, tuple[Callable[[list[Object]], Any], str]] = {
     "verb": (lambda o: _pod(o)["containers"][0]["args"].__setitem__(0, "train"), "verb train"),
     "root": (lambda o: _pod(o)["securityContext"].pop("runAsUser"), "root"),
     "grace": (lambda o: _pod(o).pop("terminationGracePeriodSeconds"), "too little time"),
-    "retry": (lambda o: list(jobs(o))[-1][1].pop("podFailurePolicy"), "is repeated"),
+    "retry": (lambda o: _job(o).pop("podFailurePolicy"), "is repeated"),
     "policy": (
         lambda o: named(o, "NetworkPolicy")["biggraph-worker"]["spec"]["ingress"].append({}),
         "anyone",
@@ -249,14 +298,24 @@ def test_what_does_not_fit_is_found(variant: str, name: str) -> None:
     assert any(message in problem for problem in problems(objects))
 
 
+@pytest.mark.parametrize("variant", WITH_SERVERS)
+@pytest.mark.parametrize("role", sorted(ROLES))
+def test_all_agree_on_the_number_of_parameter_servers(variant: str, role: str) -> None:
+    objects = copy.deepcopy(built(variant))
+    arguments = _job(objects, role)["template"]["spec"]["containers"][0]["args"]
+    arguments[arguments.index(f"{SEPARATE}2")] = f"{SEPARATE}3"
+    assert any("2 parameter servers, and" in problem for problem in problems(objects))
+
+
 def test_a_worker_keeps_its_name_when_it_is_replaced() -> None:
     index = {
         "jobs": "metadata.annotations['batch.kubernetes.io/job-completion-index']",
         "jobset": "metadata.annotations['jobset.sigs.k8s.io/job-index']",
     }
     for variant in VARIANTS:
+        kind = variant.split("-")[0]
         env = {entry["name"]: entry for entry in _pod(built(variant))["containers"][0]["env"]}
-        assert env["INDEX"]["valueFrom"]["fieldRef"]["fieldPath"] == index[variant]
+        assert env["INDEX"]["valueFrom"]["fieldRef"]["fieldPath"] == index[kind]
         assert env["BIGGRAPH_WORKER"]["value"] == "worker-$(INDEX)"
 
 
@@ -333,8 +392,9 @@ def test_the_objects_follow_the_schema_of_kubernetes(variant: str, tmp_path: Pat
     assert checked >= 6
 
 
-def test_the_jobset_follows_its_api(tmp_path: Path) -> None:
+@pytest.mark.parametrize("variant", ["jobset", "jobset-parameter-servers"])
+def test_the_jobset_follows_its_api(variant: str) -> None:
     models = pytest.importorskip("kubeflow_trainer_api.models", reason="needs kubeflow-trainer-api")
-    (jobset,) = named(built("jobset"), "JobSet").values()
+    (jobset,) = named(built(variant), "JobSet").values()
     model = models.JobsetV1alpha2JobSet.from_dict(copy.deepcopy(jobset))
     assert model.to_dict() == jobset  # what the model does not know would be missing
