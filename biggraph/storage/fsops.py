@@ -30,7 +30,8 @@ from biggraph.errors import StorageError
 TEMPORARY = ".tmp"  # ending of names that never count
 TEMPORARY_NAME = r"\.[0-9a-f]{12}\.tmp"  # what follows the final name, as a regular expression
 PROBE_NAME = r"probe-[0-9a-f]{12}\.tmp"
-_PROBES = 3
+_ATTEMPTS = 3
+_CLEANED = "another process has cleaned up here"
 
 Observer = Callable[[str, Path], None]  # told the operation and its path before it happens
 
@@ -111,9 +112,7 @@ def _link(temporary: Path, path: Path) -> None:
     try:
         os.link(temporary, path)
     except FileNotFoundError:
-        raise StorageError(
-            f"{temporary}: gone before it had its final name; another process has cleaned up here"
-        ) from None
+        raise StorageError(f"{temporary}: gone before it had its final name; {_CLEANED}") from None
     except OSError as error:
         if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
             raise StorageError(
@@ -146,18 +145,27 @@ def replace(path: Path, data: bytes) -> None:
     Raises:
         StorageError: the file system refused.
     """
+    # Another process that starts here may clean up what is being written, but not every time.
+    if not any(_replaced(path, data) for _ in range(_ATTEMPTS)):
+        raise StorageError(f"{path}: its temporary file is gone each time; {_CLEANED}")
+    sync_folder(path.parent)
+
+
+def _replaced(path: Path, data: bytes) -> bool:
+    """Tell whether it could be replaced before somebody else removed the temporary file."""
     temporary = _temporary(path)
     try:
         with operation("write", temporary), temporary.open("xb") as file:
             file.write(data)
             sync(file, temporary)
-        with operation("rename", path):
+        with operation("rename", path), suppress(FileNotFoundError):
             os.replace(temporary, path)
+            return True
     except Exception:
         with suppress(OSError):
             temporary.unlink()
         raise
-    sync_folder(path.parent)
+    return False
 
 
 def sync(file: IO[bytes], path: Path) -> None:
@@ -288,7 +296,7 @@ def check_put_if_absent(folder: Path) -> None:
         StorageError: it does not (no hard links, as on some network and FAT file systems).
     """
     # Another process that starts here may clean up a probe, but not every time.
-    if not any(_gives_name_once(folder) for _ in range(_PROBES)):
+    if not any(_gives_name_once(folder) for _ in range(_ATTEMPTS)):
         raise StorageError(
             f"{folder}: this file system lets two writers have the same name, so a run is "
             "not safe on it; choose another folder"

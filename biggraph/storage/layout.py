@@ -20,9 +20,11 @@ _DATA = r"(?:parts/[^/]+/\d+/v\d+-|relations/)f\d+\.h5"
 _RECORD = r"log/\d{8,}"
 _DATA_FILES = re.compile(f"{_DATA}(?:{_TEMPORARY})?")
 _RECORDS = re.compile(f"{_RECORD}(?:{_TEMPORARY})?")
-_TEMPORARIES = re.compile(
-    rf"(?:{_DATA}|{_RECORD}|config\.json|{fsops.PROBE_NAME}){_TEMPORARY}|{fsops.PROBE_NAME}"
-)
+_ENDPOINT = r"endpoint(?:-parameters-\d+)?\.json"
+_REPLACED = rf"config\.json|secret|{_ENDPOINT}|{fsops.PROBE_NAME}"
+_TEMPORARIES = re.compile(rf"(?:{_DATA}|{_RECORD}|{_REPLACED}){_TEMPORARY}|{fsops.PROBE_NAME}")
+# Not the secret, nor where parameter servers listen: those may live on, and follow the new run.
+_TOLD = re.compile(r"endpoint\.json|metrics(?:-[\w.~%-]+)?\.jsonl", re.ASCII)
 
 
 def data_files(place: Place) -> list[str]:
@@ -53,6 +55,11 @@ def records(place: Place) -> list[str]:
 def temporaries(place: Place) -> list[str]:
     """Return every file that was being written when a process ended."""
     return _select(all_files(place), _TEMPORARIES)
+
+
+def told(place: Place) -> list[str]:
+    """Return where the coordinator said that it listens, and what every process told of itself."""
+    return _select(place.top(), _TOLD)
 
 
 def all_files(place: Place) -> list[str]:

@@ -26,7 +26,7 @@ from biggraph.config import Config
 from biggraph.errors import ConfigError, FormatError, InputError, StorageError
 from biggraph.storage import layout, lock, log
 from biggraph.storage.files import Arrays
-from biggraph.storage.layout import CONFIG, FOLDERS, METRICS
+from biggraph.storage.layout import CONFIG, FOLDERS
 from biggraph.storage.opening import open_place
 from biggraph.storage.place import Place, files_of_a_commit, require_file
 from biggraph.storage.records import (
@@ -105,7 +105,8 @@ class RunDirectory:
             with suppress(FormatError):  # its log may be damaged
                 fence = max(fence, read_state(place).fence + 1)  # nor does a worker meet its fence
             _prepare(place, config)
-            place.remove(METRICS)
+            for name in layout.told(place):
+                place.remove(name)
             first = _first_record(config, facts)
             later = [name for name in layout.records(place) if name != log.record_name(0)]
             log.begin_anew(place, later, first)
@@ -209,9 +210,8 @@ class RunDirectory:
 
         Raises:
             FormatError: the work contradicts the log, or a file of it is not as it was written.
-            CommitUnreadable: the file system refused to look at a file of it.
-            StorageError: the file system refused, or another process has gone on with the run;
-                resume to learn whether the commit counts.
+            CommitUnreadable: it cannot be seen whether a file of it is there.
+            StorageError: as `begin_lease`; resume to learn whether the commit counts.
         """
         with files_of_a_commit():
             for ref in work.files():

@@ -3,7 +3,11 @@
 import pytest
 
 from biggraph.config import make_config
+from biggraph.dist.endpoint import ENDPOINT_FILE, SECRET_FILE
 from biggraph.log import Reporter
+from biggraph.storage import layout
+from biggraph.storage.folder import Folder
+from biggraph.train.meeting import parameters_file
 from biggraph.train.roles import CoordinatorRole
 from tests.dist.chaos.stage import make_graph
 
@@ -37,3 +41,12 @@ def test_a_coordinator_says_what_is_trained_and_where(open_role, capsys):
     assert "edges in 16 buckets" in plan
     assert tables == "tables 0 MiB (element-wise Adagrad)"
     assert where == f"coordinator listens on {endpoint.host}:{endpoint.port}"
+
+
+def test_storage_knows_what_processes_leave_when_they_die_while_they_say_where_they_are(tmp_path):
+    names = [
+        f"{name}.0123456789ab.tmp" for name in (ENDPOINT_FILE, parameters_file(12), SECRET_FILE)
+    ]
+    for name in names:
+        (tmp_path / name).write_text("torn")
+    assert sorted(layout.temporaries(Folder(tmp_path))) == sorted(names)

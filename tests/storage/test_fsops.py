@@ -36,6 +36,26 @@ def test_a_probe_that_another_process_cleaned_up_says_nothing_of_the_file_system
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("times", [1, 100])
+def test_what_is_being_replaced_may_be_cleaned_up_now_and_then(tmp_path, times):
+    removed = []
+
+    def clean_up(operation, path):
+        if operation == "rename" and len(removed) < times:
+            removed.extend(found := list(tmp_path.glob("*.tmp")))
+            for temporary in found:
+                temporary.unlink()
+
+    with fsops.observed(clean_up):
+        if times == 1:
+            fsops.replace(tmp_path / "a", b"data")
+        else:
+            with pytest.raises(StorageError, match="another process has cleaned up here"):
+                fsops.replace(tmp_path / "a", b"data")
+    assert removed
+    assert names(tmp_path) == (["a"] if times == 1 else [])
+
+
 def test_replace_takes_the_name(tmp_path):
     fsops.replace(tmp_path / "a", b"first")
     fsops.replace(tmp_path / "a", b"second")

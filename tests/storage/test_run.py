@@ -148,6 +148,19 @@ def test_left_overs_are_removed_and_their_fences_never_used_again(trained):
     assert not list(trained.rglob("*.tmp"))
 
 
+def test_a_run_begun_anew_tells_nothing_of_the_old_one(trained):
+    old = ["endpoint.json", "metrics.jsonl", "metrics-worker-1.jsonl", "metrics-a%2Fb%20c.jsonl"]
+    torn = ["endpoint.json", "endpoint-parameters-1.json", "secret", "config.json"]
+    old += [f"{name}.0123456789ab.tmp" for name in torn]
+    # These are for processes that may live on; the last are the user's own.
+    kept = ["secret", "endpoint-parameters-0.json", "metrics-of-a-friend.txt", "my-endpoint.json"]
+    for name in (*old, *kept):
+        (trained / name).write_text("{}")
+    recreate(trained).close()
+    left = {path.name for path in trained.iterdir() if path.is_file()}
+    assert left == {*kept, "config.json", "lock"}
+
+
 def test_garbage_collection_keeps_snapshots_and_work_in_flight(trained):
     with RunDirectory.resume(trained) as run:
         store = LoneWorker.begin(run).store
