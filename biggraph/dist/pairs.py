@@ -86,7 +86,7 @@ class PairServer:
             atexit.unregister(self.close)
             atexit.register(self.close)  # torch must not be woken in a thread at exit
             self._threads[key] = thread
-        thread.start()
+            thread.start()
 
     def keys(self) -> list[str]:
         """Return the pairs that live, those that still wait for their client too."""

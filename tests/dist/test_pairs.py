@@ -5,7 +5,7 @@ import signal
 import socket
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 import torch
@@ -207,6 +207,23 @@ def test_asking_twice_for_a_pair_makes_one(endpoint):
     client.close()
     server.close()
     server.accept("later")
+    assert server.keys() == []
+
+
+def test_a_server_may_be_closed_while_it_accepts(endpoint, monkeypatch):
+    server = PairServer(double, SECRET, endpoint, PairLimits(join_s=0.3))
+    genuine, closing = threading.Thread.start, []
+
+    def start(thread):
+        if thread.name == "pair late":
+            closing.append(pool.submit(server.close))
+            wait(closing, 0.2)
+        genuine(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with ThreadPoolExecutor(1) as pool:
+        server.accept("late")
+    closing[0].result()
     assert server.keys() == []
 
 
