@@ -14,6 +14,7 @@ from typing import Any
 from biggraph.errors import FormatError
 from biggraph.storage import store
 from biggraph.storage.files import FileRef
+from biggraph.storage.grown import Grown
 from biggraph.storage.log import Record
 from biggraph.storage.records import (
     Based,
@@ -93,7 +94,7 @@ class RunState:
     ended: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     rate: float = 1.0
     epoch: int = 0
-    done: tuple[Bucket, ...] = ()
+    done: Grown[Bucket] = field(default_factory=Grown)
     heads: Mapping[PartitionKey, PartitionVersion] = field(default_factory=dict)
     relations: FileRef | None = None
     deltas: tuple[FileRef, ...] = ()
@@ -160,11 +161,9 @@ def _apply_commit(state: RunState, commit: Commit, record: Record) -> RunState:
     _check_chains(state, heads, work, record)
     _check_edges(state, work, record)
     _check_names(commit, record)
-    done, epoch = (*state.done, *work.buckets), work.epoch
+    done, epoch, completed = state.done.plus(work.buckets), work.epoch, state.epoch
     if len(done) == len(state.facts.buckets):
-        done, completed = (), epoch
-    else:
-        completed = state.epoch
+        done, completed = Grown[Bucket](), epoch
     deltas = state.deltas if work.relations is None else ()
     return replace(
         state,
@@ -184,11 +183,11 @@ def _apply_commit(state: RunState, commit: Commit, record: Record) -> RunState:
 def _check_progress(state: RunState, work: Work, record: Record) -> None:
     if work.epoch != state.epoch + 1:
         raise refused(record, f"epoch {work.epoch} while epoch {state.epoch + 1} is in training")
-    seen = set(state.done)
+    seen = set[Bucket]()
     for bucket in work.buckets:
         if bucket not in state.facts.buckets:
             raise refused(record, f"bucket {bucket} is not one of the graph's")
-        if bucket in seen:
+        if bucket in seen or bucket in state.done:
             raise refused(record, f"bucket {bucket} of epoch {work.epoch} was committed before")
         seen.add(bucket)
     if work.delta and work.relations is None and state.relations is None:
