@@ -18,10 +18,9 @@ from torch import Tensor
 from biggraph.dist.parameter_server import Sums
 from biggraph.dist.vector import cut, flatten
 from biggraph.errors import FormatError
-from biggraph.storage import log
 from biggraph.storage.files import FileRef, read_arrays
 from biggraph.storage.place import RESTORE, Place
-from biggraph.storage.run import read_state
+from biggraph.storage.reading import LogReader
 from biggraph.storage.state import RunState
 
 _ATTEMPTS = 20
@@ -39,8 +38,8 @@ class Follower:
     def __init__(self, place: Place, index: int, count: int) -> None:
         self._place, self._index, self._count = place, index, count
         self._lock = threading.Lock()  # one catches up at a time
+        self._log = LogReader(place)
         self._state: RunState | None = None
-        self._last: log.Record | None = None  # the newest in the state
         self._folded: tuple[FileRef, ...] = ()  # base and deltas that the sums hold
         self._size = 0  # of all slices
         self._sums = Sums(torch.empty(0))
@@ -66,7 +65,7 @@ class Follower:
         with self._lock:
             for _ in range(_ATTEMPTS):
                 try:
-                    self._read_log()
+                    self._state = self._log.state()
                     self._fold()
                     return
                 except FileNotFoundError as error:
@@ -87,18 +86,6 @@ class Follower:
         if header.get("fresh"):
             self.catch_up()
         return self._sums.exchange(header, delta)
-
-    def _read_log(self) -> None:
-        """Apply new records; begin again where the run itself was begun again."""
-        state, last = self._state, self._last  # others look at the old ones until all is read
-        if last is None or log.read(self._place, last.number) != last:
-            state = None
-        if state is None:
-            state = read_state(self._place)
-            last = log.read(self._place, state.number - 1)
-        while (record := log.read(self._place, state.number)) is not None:
-            state, last = state.apply(record), record
-        self._state, self._last = state, last
 
     def _fold(self) -> None:
         """Sum up what is committed, in the order of the log; raises FileNotFoundError."""

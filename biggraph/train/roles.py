@@ -5,11 +5,13 @@ Knows how parts are put together for several processes; nothing of how they star
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -37,6 +39,7 @@ from biggraph.storage.files import read_arrays
 from biggraph.storage.metrics import keep_metrics
 from biggraph.storage.opening import folder_of, open_place
 from biggraph.storage.place import Place
+from biggraph.storage.reading import LogReader
 from biggraph.storage.run import RunDirectory, read_state
 from biggraph.train.build import (
     WorkerParts,
@@ -54,6 +57,7 @@ from biggraph.train.trainer import Trainer, TrainResult, Validation
 
 WORKER_VARIABLE = "BIGGRAPH_WORKER"
 
+_READ_S = 2.0  # between two looks whether the published endpoint is this coordinator's
 _LOOK_S = 0.2  # between two looks at the time of the next renewal
 _LONGEST_NAME = 80
 _RENEWALS = 6  # within the time after which a lease expires
@@ -68,6 +72,7 @@ class CoordinatorRole:
     endpoint: Endpoint
     reporter: Reporter
     epochs: int
+    look: float = -math.inf  # when to read the published endpoint again
 
     @classmethod
     def open(cls, config: Config, *, restart: bool, reporter: Reporter) -> CoordinatorRole:
@@ -88,12 +93,13 @@ class CoordinatorRole:
             say_plan(reporter, directory.state, ground)
             service = _build_service(ground, directory, reporter)
             endpoint = service.open(cluster, secret.key, ground.fingerprint[:16])
-            directory.place.replace(ENDPOINT_FILE, encode_endpoint(endpoint))
+            role = cls(service, directory, endpoint, reporter, config.train.epochs)
+            role._publish()
         except BaseException:
             directory.close()
             raise
         reporter.say(f"coordinator listens on {endpoint.host}:{endpoint.port}")
-        return cls(service, directory, endpoint, reporter, config.train.epochs)
+        return role
 
     def run(self, stop: threading.Event) -> TrainResult | None:
         """Serve until the run is finished; None where `stop` was set before.
@@ -101,7 +107,7 @@ class CoordinatorRole:
         Raises:
             BigGraphError: the run has failed.
         """
-        finished = self.service.run(stop, self._show)
+        finished = self.service.run(stop, self._tend)
         if finished is None:
             return None
         edges = self.service.edges
@@ -111,6 +117,27 @@ class CoordinatorRole:
         """Stop listening and let others write the run."""
         self.service.close()
         self.directory.close()
+
+    def _publish(self) -> None:
+        """Say where this coordinator listens, unless another one has gone on with the run."""
+        self.service.between_requests(self.directory.require_own)
+        self.directory.place.replace(ENDPOINT_FILE, encode_endpoint(self.endpoint))
+
+    def _tend(self, status: dict[str, Any]) -> None:
+        """Show how the run stands, and now and then see to it that workers find this coordinator.
+
+        One that was frozen while it published puts its endpoint over this one's when it wakes.
+        """
+        if (now := time.monotonic()) >= self.look:
+            self.look = now + _READ_S
+            if not self._is_published():
+                self._publish()
+        self._show(status)
+
+    def _is_published(self) -> bool:
+        with suppress(FileNotFoundError):
+            return self.directory.place.read(ENDPOINT_FILE) == encode_endpoint(self.endpoint)
+        return False
 
     def _show(self, status: dict[str, Any]) -> None:
         epoch = min(status["epoch"] + 1, self.epochs)
@@ -167,11 +194,11 @@ class WorkerRole:
         facts = wait_for_run(place, config.cluster.wait)
         ground = ground_of(ground, facts)
         secret = find_secret(folder_of(place), config.cluster.secret_file, create=False).key
-        started = time.time_ns()
+        started, log = time.time_ns(), LogReader(place)
         find, connect = partial(find_endpoint, place), partial(open_line, config.cluster)
         patience = Patience(
             coordinator_s=config.cluster.wait,
-            over=lambda: course.finished(read_state(place), plan),
+            over=lambda: course.finished(log.state(), plan),
         )
         remote = RemoteCoordinator(find, connect, secret, name, started, patience)
         session = Session(remote, name, started, ground.fingerprint, ground.needs)

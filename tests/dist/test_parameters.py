@@ -235,16 +235,17 @@ def test_a_file_may_vanish_between_reading_the_log_and_the_file(cluster, monkeyp
     a = cluster.worker("a")
     a.train(1)
     a.commit(*ALL)
-    read_log, again = late._read_log, []
+    read_log, again = late._log.state, []
 
     def rebase_after_reading():
-        read_log()
+        state = read_log()
         if not again:
             again.append(True)
             cluster.center.rebase(cluster.run)
             cluster.run.collect_garbage()
+        return state
 
-    monkeypatch.setattr(late, "_read_log", rebase_after_reading)
+    monkeypatch.setattr(late._log, "state", rebase_after_reading)
     late.catch_up()
     whole = flatten(cluster.committed())
     assert torch.equal(late.committed, whole[cut(len(whole), 0, 3)])
@@ -291,8 +292,8 @@ def test_a_state_is_there_at_every_moment_while_another_run_is_read(cluster, mon
         looks.append(follower.state)  # as the thread that serves does
         raise StorageError("unreachable")
 
-    monkeypatch.setattr("biggraph.dist.follower.read_state", broken)
-    monkeypatch.setattr(follower, "_last", None)  # as where the run was begun anew
+    monkeypatch.setattr("biggraph.storage.reading.read_state", broken)
+    monkeypatch.setattr(follower._log, "_last", None)  # as where the run was begun anew
     with pytest.raises(StorageError):
         follower.catch_up()
     assert [*looks, follower.state] == [before, before]
