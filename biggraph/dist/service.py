@@ -76,6 +76,11 @@ class Service:
         if self._server is not None:
             self._server.close()
 
+    def between_requests(self, act: Callable[[], None]) -> None:
+        """Do something while no request is answered, so while the log stays as it is."""
+        with self._lock:
+            act()
+
     def answer(self, sender: str, incarnation: int, body: dict[str, Any]) -> dict[str, Any]:
         """Answer one request.
 

@@ -137,6 +137,26 @@ def test_leases_outlive_the_coordinator(stage):
     assert all(worker.said() == "" for worker in (*workers, joined))
 
 
+@pytest.mark.slow
+def test_a_coordinator_that_froze_while_it_published_misleads_nobody_for_long(stage):
+    """Only where there are no locks; elsewhere none can take over before the first has ended."""
+    found = stage()
+    strike = {"point": "rename endpoint", "hit": 1, "signal": signal.SIGSTOP}
+    frozen = found.coordinator(lockless=True, strike=strike)
+    eventually("it freezes while it publishes", frozen.frozen)
+    coordinator = found.coordinator(lockless=True)
+    worker = found.worker("w0", pace=PACE_S)
+    under_way(found)
+    own = found.endpoint()
+    frozen.send(signal.SIGCONT)
+    assert frozen.wait() == 2
+    assert "another process has written this record" in frozen.said()
+    eventually("the endpoint is right again", lambda: found.endpoint() == own)
+    late = found.worker("w1", pace=PACE_S)
+    found.finish(coordinator, worker, late)
+    check(found)
+
+
 def test_what_a_worker_did_before_it_froze_is_refused(stage):
     found = stage(ttl=2.0)
     coordinator = found.coordinator()

@@ -3,13 +3,17 @@
 import pytest
 
 from biggraph.config import make_config
-from biggraph.dist.endpoint import ENDPOINT_FILE, SECRET_FILE
+from biggraph.dist.endpoint import ENDPOINT_FILE, SECRET_FILE, Endpoint, encode_endpoint
+from biggraph.errors import StorageError
 from biggraph.log import Reporter
 from biggraph.storage import layout
 from biggraph.storage.folder import Folder
+from biggraph.storage.run import RunDirectory
 from biggraph.train.meeting import parameters_file
 from biggraph.train.roles import CoordinatorRole
 from tests.dist.chaos.stage import make_graph
+
+OTHER = encode_endpoint(Endpoint(term="other", host="127.0.0.1", port=9, job="j"))
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +45,36 @@ def test_a_coordinator_says_what_is_trained_and_where(open_role, capsys):
     assert "edges in 16 buckets" in plan
     assert tables == "tables 0 MiB (element-wise Adagrad)"
     assert where == f"coordinator listens on {endpoint.host}:{endpoint.port}"
+
+
+def test_what_is_put_over_the_endpoint_does_not_stay(open_role):
+    role = open_role()
+    place, status = role.directory.place, role.service._coordinator.status(0.0)
+    own = place.read(ENDPOINT_FILE)
+    for damage in (
+        lambda: place.replace(ENDPOINT_FILE, OTHER),
+        lambda: place.remove(ENDPOINT_FILE),
+    ):
+        damage()
+        role.look = 0.0
+        role._tend(status)
+        assert place.read(ENDPOINT_FILE) == own
+    place.replace(ENDPOINT_FILE, OTHER)
+    role._tend(status)  # too early to look again
+    assert place.read(ENDPOINT_FILE) == OTHER
+
+
+def test_a_coordinator_that_was_replaced_leaves_the_endpoint_alone(open_role, monkeypatch):
+    role = open_role()
+    place, status = role.directory.place, role.service._coordinator.status(0.0)
+    monkeypatch.setattr(place, "lock", lambda: lambda: None)  # as where there are no locks
+    RunDirectory.resume(place).close()
+    place.replace(ENDPOINT_FILE, OTHER)
+    with pytest.raises(StorageError, match="another process has written this record"):
+        role._tend(status)
+    with pytest.raises(StorageError, match="another process has written this record"):
+        role._publish()
+    assert place.read(ENDPOINT_FILE) == OTHER
 
 
 def test_storage_knows_what_processes_leave_when_they_die_while_they_say_where_they_are(tmp_path):
