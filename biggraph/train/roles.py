@@ -39,6 +39,7 @@ from biggraph.storage.files import read_arrays
 from biggraph.storage.metrics import keep_metrics
 from biggraph.storage.opening import folder_of, open_place
 from biggraph.storage.place import Place
+from biggraph.storage.reading import LogReader
 from biggraph.storage.run import RunDirectory, read_state
 from biggraph.train.build import (
     WorkerParts,
@@ -193,11 +194,11 @@ class WorkerRole:
         facts = wait_for_run(place, config.cluster.wait)
         ground = ground_of(ground, facts)
         secret = find_secret(folder_of(place), config.cluster.secret_file, create=False).key
-        started = time.time_ns()
+        started, log = time.time_ns(), LogReader(place)
         find, connect = partial(find_endpoint, place), partial(open_line, config.cluster)
         patience = Patience(
             coordinator_s=config.cluster.wait,
-            over=lambda: course.finished(read_state(place), plan),
+            over=lambda: course.finished(log.state(), plan),
         )
         remote = RemoteCoordinator(find, connect, secret, name, started, patience)
         session = Session(remote, name, started, ground.fingerprint, ground.needs)
