@@ -3,7 +3,7 @@
 #SBATCH --ntasks=2
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --signal=TERM@60
+#SBATCH --signal=USR1@60
 # Runs a coordinator step, parameter server steps and one worker a task in a Slurm job.
 set -eu -o pipefail
 launcher=launch_slurm.sh
@@ -23,7 +23,9 @@ Usage: sbatch [sbatch options] launch_slurm.sh [options] CONFIG [key=value ...]
 One Slurm job: the coordinator on the job's first node, and one worker a task (--ntasks). A worker
 that crashes is started again alone; when a node fails or the job is preempted, Slurm queues it
 again and the run goes on from its log. So it does when the same command is submitted again, for
-instance after the time limit.
+instance after the time limit. A minute before that, workers finish their buckets and commit;
+`scancel --signal=USR1 JOB` has the same effect. Plain scancel ends all at once: what was not
+committed is trained again.
 
   --bind ADDRESS      of the first node, for the coordinator to listen on (default: what the
                       node's name resolves to); so do parameter servers, which run there too
@@ -45,7 +47,7 @@ HELP
 
 # shellcheck disable=SC2329 # called in the steps
 start() {
-    "$@" </dev/null &
+    (trap '' USR1 && exec "$@") </dev/null & # that signal is for `supervise`
     child=$!
 }
 
@@ -54,16 +56,18 @@ end() { kill -TERM "$child" 2>/dev/null || :; }
 
 # A step whose tasks are supervised: step NAME "srun options" COMMAND [argument ...].
 step() {
-    local name=$1 options
+    local name=$1 on_usr1='' options
+    [ "$name" != worker ] || on_usr1='stopping=1; end' # the others stay until the workers are gone
     read -r -a options <<<"$2"
     shift 2
-    # The tasks get functions as text. Slurm signals every process of a step: nothing to pass on.
+    # The tasks get functions as text. Slurm signals every process of a step: no TERM to pass on.
     srun --mpi=none --kill-on-bad-exit=0 "${options[@]}" bash -c "
         $(declare -f say await supervise start end)
-        launcher=$launcher max_restarts=\$1 pause=\$2 stopping=0
+        launcher=$launcher max_restarts=\$1 pause=\$2 stopping=0 child=
         shift 2
         export BIGGRAPH_WORKER=slurm-\$SLURM_JOB_ID-\$SLURM_PROCID
         trap 'stopping=1' TERM INT
+        trap '$on_usr1' USR1
         supervise \"\$@\"" supervise "$max_restarts" "$pause" "$name" start "$@" &
 }
 
@@ -78,6 +82,12 @@ make_secret() {
         set -C # two jobs must not make it twice
         od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$1"
     )
+}
+
+# shellcheck disable=SC2329 # called when the script ends
+leave() {
+    [ "$own_secret" -eq 0 ] || rm -f "$secret_file"
+    [ "$1" -ne 130 ] || say "stopped; submit the job again to go on"
 }
 
 bind='' pause=5 secret_file='' own_secret=0
@@ -111,11 +121,11 @@ if [ -z "$secret_file" ]; then
 fi
 [ -s "$secret_file" ] || make_secret "$secret_file" || [ -s "$secret_file" ] ||
     fail "cannot make the secret file $secret_file"
-[ "$own_secret" -eq 0 ] || trap 'rm -f "$secret_file"' EXIT
+trap 'leave $?' EXIT
 
 # Slurm itself signals the steps, at the time limit and on scancel; this shell only waits for them.
 together=1
-trap : TERM INT
+trap : TERM INT USR1
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 first="--overlap --nodes=1 --ntasks=1 --nodelist=${SLURMD_NODENAME:-$(uname -n)}"
 set -- "cluster.secret_file=$secret_file" "$@"
@@ -128,7 +138,4 @@ for ((index = 0; index < separate; index++)); do
 done
 step worker "--overlap --ntasks=${SLURM_NTASKS:-1}" biggraph worker "$config" "$@"
 workers=("$!")
-status=0
-attend || status=$?
-[ "$status" -ne 130 ] || say "stopped; submit the job again to go on"
-exit "$status"
+attend

@@ -85,7 +85,11 @@ while :; do
     esac
 done
 children=
-trap 'for child in $children; do kill -TERM "-$child" 2>/dev/null; done' TERM
+pass_on() { # to every process of each task, also before it has a group of its own
+    for child in $children; do kill "-$1" "-$child" 2>/dev/null || kill "-$1" "$child"; done
+}
+trap 'pass_on TERM' TERM
+trap 'pass_on USR1' USR1
 while [ "$tasks" -gt 0 ]; do
     tasks=$((tasks - 1))
     SLURM_PROCID=$tasks setsid "$@" & children="$children $!"
@@ -96,6 +100,8 @@ for child in $children; do
         status=0; wait "$child" || status=$?
         kill -0 "$child" 2>/dev/null || break
     done
+    again=0; wait "$child" || again=$? # a signal may have ended the first wait
+    [ "$again" -eq 127 ] || status=$again
     [ "$status" -le "$result" ] || result=$status
 done
 exit $result

@@ -251,7 +251,26 @@ def test_slurm_asks_that_one_failure_leaves_the_others_alone(stage) -> None:
     assert all("--kill-on-bad-exit=0" in step for step in steps)
     header = (SCRIPTS / "launch_slurm.sh").read_text()
     assert "#SBATCH --requeue" in header
-    assert "#SBATCH --signal=TERM@60" in header
+    assert "#SBATCH --signal=USR1@60" in header
+
+
+@pytest.mark.multiprocess
+def test_before_slurms_time_limit_workers_end_while_they_can_commit(stage) -> None:
+    (stage.root / "bin/biggraph").write_text(
+        "#!/bin/sh\n"
+        "end() { sleep 0.3; echo $role >>$FAKE/order; exit 130; }\n"
+        "role=$1; trap end TERM; touch $FAKE/up.$$\n"
+        "while :; do sleep 0.05; done\n"
+    )
+    process = stage.start(*SLURM, "cluster.parameter_servers=2", **JOB)
+    stage.wait_for(lambda: len(list(stage.root.glob("fake/up.*"))) == 5, "all")
+    os.killpg(process.pid, signal.SIGUSR1)
+    status, errors = stage.end(process)
+    assert status == 130, errors
+    stage.wait_for(lambda: not stage.alive(), "the children's end")
+    order = (stage.root / "fake/order").read_text().split()
+    assert order[:2] == ["worker"] * 2
+    assert "worker" not in order[2:]
 
 
 @pytest.mark.slow
