@@ -24,7 +24,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 from numpy.typing import NDArray
 
-from biggraph.errors import ConfigError, InputError, LinkLost, StorageError
+from biggraph.errors import ConfigError, FormatError, InputError, LinkLost, StorageError
 from biggraph.sections import parse_duration
 from biggraph.storage import fsops
 from biggraph.storage.far_folder import BLOCK, PURPOSE, FarFolder
@@ -249,27 +249,29 @@ class Far:
             pass
         return won or (lost and self._patiently(holds))
 
-    def _size(self, name: str) -> int:
+    def _size(self, name: str, expected: int | None = None) -> int:
         def look(folder: FarFolder) -> int:
             if (found := folder.size(name)) is None:
                 raise FileNotFoundError(errno.ENOENT, "no such file", self.where(name))
+            if expected is not None and found != expected:
+                raise wrong_size(self.where(name), expected, found)
             return found
 
         return self._read(name, look)
 
     def _read(self, name: str, attempt: Callable[[FarFolder], T]) -> T:
-        """Read from a server that has the file; missing only if all of them say so."""
+        """Read from a server that has the file; missing or damaged only if all say so."""
         return self._patiently(lambda: self._read_once(name, attempt))
 
     def _read_once(self, name: str, attempt: Callable[[FarFolder], T]) -> T:
         now = time.monotonic()
         lost: LinkLost | None = None
-        missing: FileNotFoundError | None = None
+        missing: FileNotFoundError | FormatError | None = None
         for index in sorted(self._holders(name), key=lambda index: self._avoided[index] > now):
             try:
                 return attempt(self._folders[index])
-            except FileNotFoundError as error:
-                missing = error
+            except (FileNotFoundError, FormatError) as error:
+                missing = missing or error
             except LinkLost as error:
                 lost, self._avoided[index] = error, now + _AVOID_S
         if lost is not None:
@@ -292,8 +294,7 @@ class Far:
 
     @contextmanager
     def _fetch(self, name: str, size: int) -> Iterator[io.BufferedRandom]:
-        if (found := self._size(name)) != size:
-            raise wrong_size(self.where(name), size, found)
+        self._size(name, size)
         with scratch(size) as file:
             for position in range(0, size, BLOCK):
                 read = methodcaller("read_block", name, position, size)

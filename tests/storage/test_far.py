@@ -149,6 +149,19 @@ def test_reads_go_on_with_a_replica(start):
     assert "parts/user/0/c" in servers.files(1)
 
 
+def test_a_copy_of_another_size_is_passed_over_for_a_replica(start):
+    servers = start(2)
+    place = open_place(servers.address(options="?replicas=2"))
+    write(place, "parts/user/0/a")
+    copies = [folder / "runs/a/parts/user/0/a" for folder in servers.folders]
+    copies[0].write_bytes(b"cut")
+    with place.open("parts/user/0/a", 7) as file:
+        assert file.read() == b"content"
+    copies[1].unlink()
+    with pytest.raises(FormatError, match="expected a file of 7 bytes, found 3"):
+        place.map("parts/user/0/a", 7)
+
+
 def test_a_server_that_did_not_answer_is_asked_last_for_a_while(start, monkeypatch):
     place = open_place(start(2).address(options="?replicas=2"))
     write(place, "parts/user/0/a", bytes(30))
