@@ -47,8 +47,8 @@ class Request(BaseModel):
     run: str = Field(max_length=4096)
     name: str = Field("", max_length=4096)
     token: str = Field("", max_length=200)
-    position: int = Field(0, ge=0)
-    size: int = Field(0, ge=0)
+    position: int = Field(0, ge=0, lt=2**63)
+    size: int = Field(0, ge=0, lt=2**63)
 
 
 class PartitionServer:

@@ -443,15 +443,16 @@ def test_other_garbage_is_refused_and_counted(start, monkeypatch):
     for body in (b"", b"\xff" * 9, join(b"{", b""), join(b"[]", b""), join(b'{"run":1}', b"")):
         with pytest.raises(LinkLost, match="refused: not a request"):
             caller.call("read", body, 5.0)
-    with pytest.raises(LinkLost, match="refused: not a request"):
-        ask(servers, "read_block", run="run", name="a", position=-1)
+    for number in (-1, 2**63):
+        with pytest.raises(LinkLost, match="refused: not a request"):
+            ask(servers, "read_block", run="run", name="a", position=number)
     for shown in ("", token(b"another secret, as long", PURPOSE), token(SECRET, "else")):
         with pytest.raises(LinkLost, match="wrong token"):
             ask(servers, "exists", shown, run="run")
     monkeypatch.setattr("biggraph.dist.partition_server.SMALL", 10)
     with pytest.raises(LinkLost, match="refused: oversized"):
         ask(servers, "replace", data=b"12345678901", run="run", name="a")
-    assert server.refused == {"not a request": 6, "token": 3, "oversized": 1}
+    assert server.refused == {"not a request": 7, "token": 3, "oversized": 1}
     assert servers.files(0, ".") == set()
 
 
