@@ -7,6 +7,7 @@ was asked for: frames tell forgeries, but only people one trusts may reach its p
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import time
 from dataclasses import dataclass
@@ -109,10 +110,16 @@ def join(store: TCPStore, key: str, rank: int, host: str, timeout_s: float) -> P
         RuntimeError: it did not come.
     """
     options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-    options._devices = [ProcessGroupGloo.create_device(hostname=host)]
+    options._devices = [_device(host)]
     options._timeout = timedelta(seconds=timeout_s)
     options._threads = 1
     return Pair(ProcessGroupGloo(PrefixStore(key, store), rank, 2, options), 1 - rank)
+
+
+@functools.cache
+def _device(host: str) -> Any:
+    """Return what listens for all pairs of this process; its thread wakes 100 times a second."""
+    return ProcessGroupGloo.create_device(hostname=host)
 
 
 def forget_addresses(store: TCPStore, key: str) -> None:
