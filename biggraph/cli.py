@@ -17,6 +17,7 @@ from typing import Annotated, NoReturn, TypeVar
 import typer
 
 from biggraph import api, cluster, describe
+from biggraph.dist.leaving import leave_threads_behind
 from biggraph.embeddings import Embeddings
 from biggraph.errors import BigGraphError, ConfigError, FormatError
 from biggraph.export import export as write_export
@@ -373,6 +374,7 @@ def options(
         raise typer.Exit
 
 
+@leave_threads_behind()
 def main() -> None:
     """Run the command line; a user's mistake ends in one line on stderr and exit code 2."""
     try:
@@ -383,10 +385,7 @@ def main() -> None:
         # torch reports a failed allocation as a RuntimeError of this text.
         if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
             raise
-        end(
-            "out of memory; lower train.memory, train.batch_size or --memory, or import with more "
-            "partitions"
-        )
+        end("out of memory; lower train.memory, train.batch_size or --memory, or add partitions")
     except KeyboardInterrupt:
         end("interrupted", 130)
     except OSError as error:

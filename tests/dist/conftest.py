@@ -63,6 +63,12 @@ class Processes:
         self._start(role="leave")
         return self._read()["status"]
 
+    def reap(self, pid: int) -> int:
+        """Return the exit status of a process, once it has ended."""
+        self._parent.stdin.write(json.dumps({"reap": pid}) + "\n")
+        self._parent.stdin.flush()
+        return self._read()["status"]
+
     def kill_all(self) -> None:
         for pid in self.started:
             with suppress(ProcessLookupError):

@@ -8,11 +8,13 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 
 import torch
 
 from biggraph.dist.endpoint import Endpoint
+from biggraph.dist.leaving import leave_threads_behind
 from biggraph.dist.mailbox import MailboxLink, MailboxServer
 from biggraph.dist.messages import Identity
 from biggraph.dist.pairs import PairClient, PairLimits, PairServer
@@ -28,12 +30,28 @@ def say(values: dict) -> None:
     os.write(1, json.dumps({"pid": os.getpid(), **values}).encode() + b"\n")
 
 
+class LateKill:
+    """Kills a process when nothing is left of Python but what waits for it to end."""
+
+    def __init__(self, pid: int) -> None:
+        # Modules are empty by then.
+        self._kill, self._arguments, self._sleep = os.kill, (pid, signal.SIGKILL), time.sleep
+
+    def __del__(self) -> None:
+        self._kill(*self._arguments)
+        self._sleep(0.5)
+
+
+@leave_threads_behind()
 def serve(term: str, port: int) -> None:
     """Be a coordinator that answers what a test asks for."""
 
     def handle(sender, incarnation, body):
         if "accept" in body:
             pairs.accept(body["accept"])
+        if "end" in body:
+            sys.late_kill = LateKill(body["end"])  # this module goes last
+            ended.set()
         time.sleep(body.get("sleep", 0))
         counts = {"handled": server.handled, "refused": server.refused}
         return {**counts, "pairs": pairs.keys(), "echo": body.get("echo"), "sender": sender}
@@ -42,12 +60,14 @@ def serve(term: str, port: int) -> None:
         time.sleep(header.get("sleep", 0))
         return header, payload * 2
 
+    ended = threading.Event()
     server = MailboxServer.open(
         handle, secret=SECRET, job="j", term=term, bind="127.0.0.1", port=port
     )
     pairs = PairServer(double, SECRET, server.endpoint, PairLimits(join_s=5.0, exchange_s=5.0))
     say({"port": server.port})
-    signal.pause()
+    ended.wait()
+    sys.exit(3)
 
 
 def offer(transport: str, port: int) -> None:
@@ -91,16 +111,24 @@ def leave() -> None:
     work("t", server.port, "k", pause=lambda: sys.exit(3))
 
 
+def reaped(pid: int) -> int:
+    """Return the exit code of a child."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     say({})
     for line in sys.stdin:
+        options = json.loads(line)
+        if "reap" in options:
+            say({"status": reaped(options["reap"])})
+            continue
         pid = os.fork()
         if pid == 0:
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            options = json.loads(line)
             roles = {"serve": serve, "offer": offer, "work": work, "leave": leave}
             roles[options.pop("role")](**options)
             os._exit(0)
-        if json.loads(line)["role"] == "leave":
-            say({"status": os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])})
+        if options["role"] == "leave":
+            say({"status": reaped(pid)})

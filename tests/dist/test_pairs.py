@@ -331,6 +331,15 @@ def test_a_process_that_closes_nothing_still_ends_as_it_meant_to(processes):
     assert processes.leaver() == 3
 
 
+@pytest.mark.multiprocess
+def test_a_pair_that_breaks_while_its_server_ends_does_not_abort_it(processes, connect):
+    server, endpoint = processes.coordinator()
+    worker = processes.worker(endpoint, "victim")
+    os.kill(worker, signal.SIGSTOP)
+    connect(endpoint).call({"end": worker}, 5.0)
+    assert processes.reap(server) == 3
+
+
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_a_vector_of_hundreds_of_megabytes(processes, connect):
