@@ -272,7 +272,8 @@ def summarise(lines: list[dict[str, Any]]) -> list[str]:
             pairs = zip(runs, peers, strict=True)
             each = [ours["edges_per_s"] / theirs["edges_per_s"] for ours, theirs in pairs]
             middle = statistics.median(each)
-            values = {"ratio": round(middle, 2), "least": min(each), "most": max(each)}
+            values = {"ratio": middle, "least": min(each), "most": max(each)}
+            values = {name: round(value, 2) for name, value in values.items()}
             measuring.emit("train_speed", "ratio", case=key[0], workers=key[1], **values)
             ratios.append((*key[:2], *(f"{value:.2f}" for value in values.values()), len(each)))
     header = [
