@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 OperatorName = Literal["identity", "diagonal", "translation", "complex_diagonal"]
 ComparatorName = Literal["dot", "cos", "l2", "squared_l2"]
 LossName = Literal["softmax", "logistic", "ranking"]
+OrderName = Literal["inside_out", "outside_in", "random", "affinity", "beta", "comet"]
 
 _SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _SIZES |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -185,9 +186,12 @@ class TrainSection(Section):
     epochs: int = Field(10, ge=0, description="passes over all edges")
     batch_size: int = Field(1000, ge=1, description="edges of one step")
     threads: int = Field(0, ge=0, description="training threads; 0: one per core")
+    step: Literal["compiled", "reference"] = Field(
+        "compiled", description="compiled code, or its definition in torch: the same, much slower"
+    )
     seed: int = Field(0, ge=0, description="of initial values, order and negatives")
-    bucket_order: Literal["inside_out", "outside_in", "random", "affinity"] = Field(
-        "inside_out", description="in which order buckets are trained"
+    bucket_order: OrderName = Field(
+        "inside_out", description="of an epoch; beta, comet: for a cache of several partitions"
     )
     commit_every: Duration = Field(
         300.0, description="commit after the bucket that passes this time, and each epoch"

@@ -64,6 +64,13 @@ class Population:
         return self.total / self.count
 
 
+def far_count(population: Population, uniform: int) -> int:
+    """Return how many of the uniform candidates come from outside: at most half."""
+    if not population.outside:
+        return 0
+    return min(uniform // 2, round(uniform * (1 - 1 / population.scale)))
+
+
 def sample_candidates(
     true_CP: Tensor,
     valid_CP: Tensor,
@@ -91,8 +98,7 @@ def sample_candidates(
     """
     chunks = true_CP.shape[0]
     outside_CM = None
-    far = min(uniform // 2, round(uniform * (1 - 1 / population.scale)))
-    if population.outside and far:
+    if far := far_count(population, uniform):
         outside_CM = torch.randint(population.outside, (chunks, far), generator=generator)
         uniform -= far
     ids_CN = torch.randint(population.count, (chunks, uniform), generator=generator)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from biggraph.model.model import Model, RelationGroup
@@ -74,14 +75,14 @@ class BatchMaker:
         self, model: Model, negatives: NegativesSection, *, batch_size: int, dropout: float
     ) -> None:
         self._model = model
-        self._negatives = negatives
+        self.negatives = negatives
         self._batch_size = batch_size
-        self._dropout = dropout
-        sides = {"both": (Side.RHS, Side.LHS), "lhs": (Side.LHS,), "rhs": (Side.RHS,)}
-        self._sides = sides[negatives.sides]
+        self.dropout = dropout
+        by_name = {"both": (Side.RHS, Side.LHS), "lhs": (Side.LHS,), "rhs": (Side.RHS,)}
+        self.sides = by_name[negatives.sides]
 
-    def plan(self, edges: Edges, generator: torch.Generator) -> list[Tensor]:
-        """Return the positions of each batch's edges, int64: shuffled, one relation group each.
+    def plan(self, edges: Edges, generator: torch.Generator) -> list[NDArray[np.int64]]:
+        """Return the positions of each batch's edges: shuffled, one relation group each.
 
         Batches of different groups are interleaved at random, so that no group comes last.
         """
@@ -96,7 +97,7 @@ class BatchMaker:
             for batch in torch.split(part, self._batch_size)
         ]
         shuffled = torch.randperm(len(batches), generator=generator).tolist()
-        return [batches[i] for i in shuffled]
+        return [batches[i].numpy() for i in shuffled]
 
     def populations(
         self, edges: Edges, sizes: Mapping[tuple[Side, str], tuple[int, int, int]]
@@ -111,12 +112,12 @@ class BatchMaker:
         group_E = self._model.group_of[torch.from_numpy(edges.rel.astype(np.int64))]
         found = {}
         for group in self._model.groups:
-            for side in self._sides:
+            for side in self.sides:
                 if (side, group.entity_type(side)) not in sizes:
                     continue  # no edge of this group can be in the bucket
                 count, total, outside = sizes[side, group.entity_type(side)]
                 share = None
-                if self._negatives.in_batch:
+                if self.negatives.in_batch:
                     own = getattr(edges, side)[(group_E == group.index).numpy()]
                     ends = torch.bincount(torch.from_numpy(own.astype(np.int64)), minlength=count)
                     share = ends.float() / max(len(own), 1)
@@ -126,7 +127,7 @@ class BatchMaker:
     def batches(
         self,
         edges: Edges,
-        plan: list[Tensor],
+        plan: list[NDArray[np.int64]],
         populations: Populations,
         generator: torch.Generator,
     ) -> Iterator[Batch]:
@@ -139,12 +140,12 @@ class BatchMaker:
             generator: source of negatives and of dropout.
         """
         for positions in plan:
-            chosen = edges.take(positions.numpy())
+            chosen = edges.take(positions)
             yield self._make(chosen, populations, generator)
 
     def _make(self, edges: Edges, populations: Populations, generator: torch.Generator) -> Batch:
         size = len(edges)
-        chunk = min(self._chunk_size(), size)
+        chunk = self.chunk_size(size)
         chunks = -(-size // chunk)
         rel = torch.from_numpy(edges.rel.astype(np.int64))
         group = self._model.groups[int(self._model.group_of[rel[0]])]
@@ -158,10 +159,10 @@ class BatchMaker:
         place_CP = _padded(self._model.place_of[rel], chunks, chunk)
         valid_CP = _padded(torch.ones(size, dtype=torch.bool), chunks, chunk)
         candidates = {}
-        for side in self._sides:
+        for side in self.sides:
             population = populations[group.index, side]
             drawn = self._draw(ids[side], valid_CP, population, generator)
-            if self._negatives.filter_chunk:
+            if self.negatives.filter_chunk:
                 drawn = mask_known_in_chunk(drawn, ids[side.other], place_CP, ids[side], valid_CP)
             candidates[side] = drawn
         weight_CP = _padded(weight, chunks, chunk)
@@ -175,10 +176,8 @@ class BatchMaker:
         population: Population,
         generator: torch.Generator,
     ) -> Candidates:
-        wanted = self._negatives.in_batch + self._negatives.uniform
-        # Fewer entities than candidates: each of them once costs less and is exact.
-        if self._negatives.all or wanted >= population.count:
-            outside = population.outside if self._negatives.all else self._negatives.uniform
+        if self.covers(population):
+            outside = population.outside if self.negatives.all else self.negatives.uniform
             return all_candidates(
                 true_CP, population=population, outside=outside, generator=generator
             )
@@ -186,23 +185,32 @@ class BatchMaker:
             true_CP,
             valid_CP,
             population=population,
-            uniform=self._negatives.uniform,
+            uniform=self.negatives.uniform,
             generator=generator,
         )
 
-    def _chunk_size(self) -> int:
-        if self._negatives.all:
-            return self._batch_size
-        return self._negatives.in_batch or _CHUNK_WITHOUT_IN_BATCH
+    def covers(self, population: Population) -> bool:
+        """Tell whether all entities of the partition are candidates.
+
+        Where there are fewer than candidates, each of them once costs less and is exact.
+        """
+        wanted = self.negatives.in_batch + self.negatives.uniform
+        return self.negatives.all or wanted >= population.count
+
+    def chunk_size(self, size: int) -> int:
+        """Return how many positives a whole chunk has in a batch of so many."""
+        if self.negatives.all:
+            return min(self._batch_size, size)
+        return min(self.negatives.in_batch or _CHUNK_WITHOUT_IN_BATCH, size)
 
     def _keep(self, chunks: int, chunk: int, generator: torch.Generator) -> dict[Side, Tensor]:
-        if self._dropout == 0:
+        if self.dropout == 0:
             return {}
-        share = 1 - self._dropout
+        share = 1 - self.dropout
         shape = (chunks, chunk, self._model.dimension)
         return {
             side: torch.empty(shape).bernoulli_(share, generator=generator).div_(share)
-            for side in self._sides
+            for side in self.sides
         }
 
 

@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from biggraph.errors import DivergenceError, Interrupted
 from biggraph.model.model import Model
-from biggraph.train.batch import Batch, BatchMaker
+from biggraph.train.batch import BatchMaker, Populations
+from biggraph.train.kernels.blas import one_thread
 from biggraph.train.reservoir import Outside
-from biggraph.train.step import StepSettings, Tables, train_step, untrained_loss
+from biggraph.train.step import ReferenceStep, Step, StepSettings, Tables, untrained_loss
 from biggraph.types import Bucket, Edges, mix_seed
 
 # Generators of one (epoch, bucket) differ in this last part of their seed.
 _PLAN_STREAM = -1
 
 OnBatch = Callable[[int, float], None]
+MakeStep = Callable[[Model, StepSettings, BatchMaker], Step]
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,10 @@ class BucketTrainer:
         model: scores edges and holds the relation parameters.
         settings: of the step.
         maker: cuts edges into batches.
-        threads: worker threads, each with one core of torch.
+        threads: worker threads, each with one core.
         seed: of the run.
         totals: entities of each type in the whole graph.
+        make_step: makes the step of a thread, see `step.Step`.
     """
 
     def __init__(
@@ -63,6 +68,7 @@ class BucketTrainer:
         threads: int,
         seed: int,
         totals: Mapping[str, int],
+        make_step: MakeStep = ReferenceStep,
     ) -> None:
         self._model = model
         self._settings, self._full = settings, settings
@@ -70,6 +76,7 @@ class BucketTrainer:
         self._threads = threads
         self._seed = seed
         self._totals = totals
+        self._steps = [make_step(model, settings, maker) for _ in range(threads)]
         self._untrained: dict[int, float] = {}  # loss of an edge of weight 1, by relation group
         self._stop = threading.Event()
 
@@ -118,59 +125,79 @@ class BucketTrainer:
         populations = self._maker.populations(edges, sizes)
         failed = threading.Event()
 
-        def work(worker: int) -> BucketStats:
+        def work(worker: int) -> tuple[int, float]:
             torch.set_num_threads(1)
-            share = plan[worker :: self._threads]
-            generator = _generator(*seeds, worker)
-            batches = self._maker.batches(edges, share, populations, generator)
+            step, share = self._steps[worker], plan[worker :: self._threads]
+            step.begin(
+                self._settings, tables, outside, edges, populations, mix_seed(*seeds, worker)
+            )
             try:
-                return self._train_share(bucket, tables, outside, batches, failed, on_batch)
+                return self._train_share(bucket, step, share, failed, on_batch)
             except BaseException:
                 failed.set()
                 raise
 
         caller_threads = torch.get_num_threads()
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="train") as pool:
+        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="train")
+        with one_thread(), pool:
             futures = [pool.submit(work, worker) for worker in range(self._threads)]
             wait(futures, return_when=FIRST_EXCEPTION)
         # Workers set torch's default for threads to come; the caller's own ones need theirs back.
         torch.set_num_threads(caller_threads)
         done = [future.result() for future in futures]
-        total = sum(share.edges for share in done)
-        loss = sum(share.loss * share.edges for share in done) / max(total, 1)
-        untrained = sum(share.untrained * share.edges for share in done) / max(total, 1)
+        total = sum(trained for trained, _ in done)
+        loss = sum(loss for _, loss in done) / max(total, 1)
+        untrained = self._untrained_loss(edges, plan, populations, _generator(*seeds, _PLAN_STREAM))
         return BucketStats(total, loss, untrained)
 
     def _train_share(
         self,
         bucket: Bucket,
-        tables: Tables,
-        outside: Outside,
-        batches: Iterable[Batch],
+        step: Step,
+        share: list[NDArray[np.int64]],
         failed: threading.Event,
         on_batch: OnBatch,
-    ) -> BucketStats:
-        trained, loss_sum, untrained_sum = 0, 0.0, 0.0
-        for batch in batches:
+    ) -> tuple[int, float]:
+        """Train batches; return their edges and the sum of their losses."""
+        trained, loss_sum = 0, 0.0
+        for positions in share:
             if self._stop.is_set():
                 raise Interrupted("stopped; work since the last commit was given up")
             if failed.is_set():
                 break
-            loss = train_step(self._model, self._settings, tables, outside, batch)
-            size = batch.num_edges
+            loss = step(positions)
             if not math.isfinite(loss):
                 raise DivergenceError(
                     f"bucket {bucket}: the loss became {loss}; the last commit is kept. "
                     "Lower optimizer.lr, or raise regularizer.n3, and run again"
                 )
-            group = batch.group.index
-            if group not in self._untrained:
-                self._untrained[group] = untrained_loss(self._settings, batch)
-            untrained_sum += self._untrained[group] * float(batch.weight_CP.sum())
-            trained += size
-            loss_sum += loss * size
-            on_batch(size, loss)
-        return BucketStats(trained, loss_sum / max(trained, 1), untrained_sum / max(trained, 1))
+            trained += len(positions)
+            loss_sum += loss * len(positions)
+            on_batch(len(positions), loss)
+        return trained, loss_sum
+
+    def _untrained_loss(
+        self,
+        edges: Edges,
+        plan: list[NDArray[np.int64]],
+        populations: Populations,
+        generator: torch.Generator,
+    ) -> float:
+        """Return what an edge loses on average before anything is learned.
+
+        One batch of each relation group stands for all of its batches.
+        """
+        groups = self._model.group_of.numpy()[edges.rel]
+        weights = self._model.relation_weights.numpy()[edges.rel]
+        if edges.weight is not None:
+            weights = weights * edges.weight
+        for group in set(np.unique(groups).tolist()) - self._untrained.keys():
+            positions = next(found for found in plan if groups[found[0]] == group)
+            (batch,) = self._maker.batches(edges, [positions], populations, generator)
+            self._untrained[group] = untrained_loss(self._settings, batch)
+        sums = np.bincount(groups, weights=weights)
+        total = sum(self._untrained[g] * sums[g] for g in np.flatnonzero(sums).tolist())
+        return float(total) / max(len(edges), 1)
 
 
 def _generator(*seed: int) -> torch.Generator:

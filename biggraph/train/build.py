@@ -21,7 +21,8 @@ from biggraph.dist.status import Chronicle
 from biggraph.log import MetricsLog, Reporter
 from biggraph.model.losses import make_loss
 from biggraph.model.model import Model
-from biggraph.scheduling.orders import ORDERS
+from biggraph.scheduling.plans import State, swaps
+from biggraph.scheduling.route import Route
 from biggraph.scheduling.scheduler import BucketScheduler
 from biggraph.storage.cache import PartitionCache
 from biggraph.storage.metrics import keep_metrics
@@ -35,13 +36,13 @@ from biggraph.train.batch import BatchMaker
 from biggraph.train.bucket import BucketTrainer
 from biggraph.train.checks import check_same_run, fingerprint, required_paths
 from biggraph.train.edges import EdgeReader
-from biggraph.train.ground import Ground, ground_of
+from biggraph.train.ground import Ground, ground_of, plans_of
+from biggraph.train.kernels.step import CompiledStep
 from biggraph.train.progress import Progress
 from biggraph.train.reservoir import Reservoir
 from biggraph.train.shared import add_shared, shared_tables
-from biggraph.train.step import StepSettings
+from biggraph.train.step import ReferenceStep, StepSettings
 from biggraph.train.trainer import Care, Trainer, Validation
-from biggraph.types import mix_seed
 
 _ALONE = "alone"  # name of the worker in a world of one
 
@@ -83,7 +84,10 @@ def build(config: Config, *, restart: bool, reporter: Reporter, validate: Valida
         metrics = open_metrics(ground, directory.state)
         sizes = ground.table_sizes(facts)
         budget = f"budget {ground.memory / 2**20:,.0f} MiB"
-        say_plan(reporter, directory.state, ground, budget, f"{ground.threads} threads")
+        together = len(ground.needs) > 1 and sum(sizes.values()) <= ground.memory
+        plan_of = plans_of(ground, facts)
+        means = [budget, f"{ground.threads} threads"]
+        say_plan(reporter, directory.state, ground, *means, *_way(config, plan_of(1), together))
         coordinator = build_coordinator(ground, directory, metrics, reporter)
         coordinator.expire_all("the only worker has started again")
         session = Session(
@@ -93,10 +97,10 @@ def build(config: Config, *, restart: bool, reporter: Reporter, validate: Valida
             ground.fingerprint,
             ground.needs,
         )
-        together = len(ground.needs) > 1 and sum(sizes.values()) <= ground.memory
+        route = Route(plan_of, ground.needs)
         trainer = build_trainer(
             ground,
-            WorkerParts(model, facts, directory.place, metrics, reporter),
+            WorkerParts(model, facts, directory.place, metrics, reporter, route),
             session,
             OwnParameters(model.parameters, directory.relations),
             validate,
@@ -182,7 +186,7 @@ def build_coordinator(
     return Coordinator(
         directory,
         plan,
-        _schedule(ground, alone=parameters is None),
+        _schedule(ground, directory.state.facts, alone=parameters is None),
         fingerprint=ground.fingerprint,
         ttl=ttl,
         parameters=parameters,
@@ -190,16 +194,14 @@ def build_coordinator(
     )
 
 
-def _schedule(ground: Ground, *, alone: bool) -> Schedule:
-    order_of = ORDERS[ground.config.train.bucket_order]
-    seed, needs = ground.config.train.seed, ground.needs
+def _schedule(ground: Ground, facts: InitFacts, *, alone: bool) -> Schedule:
+    plan_of, needs = plans_of(ground, facts), ground.needs
 
     def schedule(state: RunState) -> BucketScheduler:
-        # The whole epoch is ordered before what is done is left out, so that a resumed run
+        # The whole epoch is planned before what is done is left out, so that a resumed run
         # follows the order of an uninterrupted one.
-        order = order_of(sorted(needs), mix_seed(seed, state.epoch + 1))
-        done = set(state.done)
-        left = [bucket for bucket in order if bucket not in done]
+        plan, done = plan_of(state.epoch + 1), set(state.done)
+        left = [bucket for stay in plan for bucket in stay.buckets if bucket not in done]
         trained = None if alone or state.epoch else frozenset(state.heads)
         return BucketScheduler(left, needs, affinity=not alone, trained=trained)
 
@@ -216,6 +218,7 @@ class WorkerParts:
         place: of the run's files.
         metrics: JSON lines of this worker.
         reporter: shows its progress.
+        route: the way through its plans, where it follows them alone.
     """
 
     model: Model
@@ -223,6 +226,7 @@ class WorkerParts:
     place: Place
     metrics: MetricsLog
     reporter: Reporter
+    route: Route | None = None
 
 
 def build_trainer(
@@ -249,14 +253,17 @@ def build_trainer(
     sizes = ground.table_sizes(parts.facts)
     shared = shared_tables(parts.model.parameters, parts.facts)
     capacity = ground.memory - sum(table.nbytes for table in shared.values())
+    route = parts.route
+    next_use = route.next_use if route else None
     return Trainer(
         care=Care(config.train.commit_every, config.train.loss_spike, together),
         session=session,
         keeper=keeper,
         needs=ground.needs,
+        route=route,
         edges=EdgeReader(ground.graph, "train"),
         store=store,
-        cache=PartitionCache(store, capacity, sizes.__getitem__),
+        cache=PartitionCache(store, capacity, sizes.__getitem__, next_use),
         shared=shared,
         reservoir=Reservoir(store, ground.graph.schema, config.negatives.reservoir),
         bucket_trainer=_bucket_trainer(ground, parts.model),
@@ -287,6 +294,15 @@ def say_plan(reporter: Reporter, state: RunState, ground: Ground, *means: str) -
     reporter.say(", ".join((tables, *means)))
     if state.epoch or state.done:
         reporter.say(f"going on after epoch {state.epoch} and {len(state.done)} buckets")
+
+
+def _way(config: Config, plan: list[State], together: bool) -> list[str]:
+    """Say in which order buckets are trained, and what that costs, where they are not as one."""
+    if together or len(plan) < 2:
+        return []
+    first = len(plan[0].loaded)
+    loads = first + swaps(plan)
+    return [f"{config.train.bucket_order}: {first} at a time, {loads} loads an epoch"]
 
 
 def _bucket_trainer(ground: Ground, model: Model) -> BucketTrainer:
@@ -320,4 +336,5 @@ def _bucket_trainer(ground: Ground, model: Model) -> BucketTrainer:
         threads=ground.threads,
         seed=config.train.seed,
         totals=totals,
+        make_step=CompiledStep if config.train.step == "compiled" else ReferenceStep,
     )

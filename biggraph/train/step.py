@@ -12,17 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from biggraph.model.losses import MASKED, Loss
 from biggraph.model.model import Model
 from biggraph.model.regularizers import n3
 from biggraph.storage.table import EmbeddingTable
-from biggraph.train.batch import Batch
+from biggraph.train.batch import Batch, BatchMaker, Populations
 from biggraph.train.reservoir import Outside
-from biggraph.types import Bucket, PartitionKey, Side
+from biggraph.types import Bucket, Edges, PartitionKey, Side
 
 _ADAGRAD_EPSILON = 1e-10
 
@@ -295,3 +298,66 @@ def _penalty(
         if magnitudes_BM is not None:
             penalty_CP = penalty_CP + n3(magnitudes_BM).view_as(penalty_CP)
     return (penalty_CP * batch.valid_CP).sum()
+
+
+class Step(Protocol):
+    """What a training thread does with one batch after another."""
+
+    def begin(
+        self,
+        settings: StepSettings,
+        tables: Tables,
+        outside: Outside,
+        edges: Edges,
+        populations: Populations,
+        seed: int,
+    ) -> None:
+        """Train batches of these edges from now on.
+
+        Args:
+            settings: with the learning rates of now.
+            tables: by (side, entity type) of the bucket; rows and state change in place.
+            outside: rows of the reservoir, by (side, entity type).
+            edges: of the bucket.
+            populations: from `BatchMaker.populations`.
+            seed: of candidates and dropout.
+        """
+
+    def __call__(self, positions: NDArray[np.int64]) -> float:
+        """Train one batch and return its loss, see `train_step`.
+
+        Args:
+            positions: of its edges in the bucket, int64 [B]; all of one relation group.
+        """
+
+
+class ReferenceStep:
+    """The step that is the definition; see `Step`.
+
+    Args:
+        model: holds the relation parameters, which change.
+        settings: loss, regularization, learning rates.
+        maker: draws candidates.
+    """
+
+    def __init__(self, model: Model, settings: StepSettings, maker: BatchMaker) -> None:
+        self._model, self._settings, self._maker = model, settings, maker
+
+    def begin(
+        self,
+        settings: StepSettings,
+        tables: Tables,
+        outside: Outside,
+        edges: Edges,
+        populations: Populations,
+        seed: int,
+    ) -> None:
+        """Train batches of these edges from now on."""
+        self._settings, self._tables, self._outside = settings, tables, outside
+        self._edges, self._populations = edges, populations
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, positions: NDArray[np.int64]) -> float:
+        """Train one batch and return its loss."""
+        (batch,) = self._maker.batches(self._edges, [positions], self._populations, self._generator)
+        return train_step(self._model, self._settings, self._tables, self._outside, batch)

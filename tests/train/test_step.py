@@ -189,7 +189,7 @@ def test_step_equals_the_naive_step(case, sides, outside):
         far_rows = {use: torch.randn(9, D, generator=generator) for use in tables}
     sizes = {use: (len(t.rows), 3 * len(t.rows), outside) for use, t in tables.items()}
     populations = maker.populations(edges, sizes)
-    (batch,) = maker.batches(edges, [torch.arange(size)], populations, generator)
+    (batch,) = maker.batches(edges, [np.arange(size)], populations, generator)
 
     shared = {t.key: t.rows.double().requires_grad_() for t in tables.values()}
     vectors = {side: shared[t.key] for (side, _), t in tables.items()}

@@ -1,0 +1,63 @@
+"""One batch: all chunks and sides, then the penalty of its rows and parameters."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from biggraph.train.kernels.chunk import train_side
+from biggraph.train.kernels.jit import kernel, piece
+from biggraph.train.kernels.penalty import add_n3
+
+_F = np.float32
+
+
+@kernel
+def differentiate(recipe, left, right, left_draw, right_draw, edges, room):
+    """Fill the gradients of both ends' distinct rows and of the operators' parameters.
+
+    Args:
+        recipe: see `chunk.Recipe`.
+        left: the left ends, see `chunk.End`.
+        right: the right ends; the gradients may be the same memory as those of the left ends.
+        left_draw: candidates where left ends are replaced, see `chunk.Draw`.
+        right_draw: the same for right ends.
+        edges: see `chunk.Edges`.
+        room: see `chunk.Room`.
+
+    Returns:
+        The sum of weighted losses over edges and replaced sides, without the penalty.
+    """
+    for end in (left, right):
+        end.gradient[:] = _F(0.0)
+        end.parameter_gradient[:] = _F(0.0)
+    total = 0.0
+    for chunk in range(-(-edges.place.shape[0] // recipe.chunk)):
+        if right_draw.replaced:
+            total += train_side(recipe, chunk, left, right, right_draw, edges, room)
+        if left_draw.replaced:
+            total += train_side(recipe, chunk, right, left, left_draw, edges, room)
+    if recipe.n3 > 0:
+        sides = int(left_draw.replaced) + int(right_draw.replaced)
+        _penalize_rows(recipe, left, sides)
+        _penalize_rows(recipe, right, sides)
+        if left_draw.replaced:
+            _penalize_parameters(recipe, right, edges)
+        if right_draw.replaced:
+            _penalize_parameters(recipe, left if recipe.reciprocal else right, edges)
+    return total
+
+
+@piece
+def _penalize_rows(recipe, end, sides):
+    weight = _F(recipe.n3 * recipe.scale * sides)
+    for b in range(end.ids.shape[0]):
+        row, gradient = end.rows[end.ids[b]], end.gradient[end.numbers[b]]
+        add_n3(recipe.operator, row, gradient, weight)
+
+
+@piece
+def _penalize_parameters(recipe, end, edges):
+    weight = _F(recipe.n3 * recipe.scale)
+    for b in range(edges.place.shape[0]):
+        place = edges.place[b]
+        add_n3(recipe.operator, end.parameters[place], end.parameter_gradient[place], weight)
