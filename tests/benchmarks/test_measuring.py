@@ -57,12 +57,16 @@ def test_ratios_are_of_runs_in_the_same_repeat(module_of, capsys):
     rest = dict.fromkeys(("share_of_sgemm", "peak_rss_mib", "peak_pss_mib", "others_cpus"), 0.5)
     rates = {"biggraph": (100, 400, 900), "pbg": (100, 200, 300)}
     lines = [
-        {"case": "c", "workers": 1, "side": side, "edges_per_s": rates[side][repeat], **rest}
+        {
+            "case": "c", "workers": 1, "side": side, "edges_per_s": rates[side][repeat],
+            "epochs": [5, rates[side][repeat]], **rest,
+        }
         for repeat in range(3)
         for side in rates
-    ]
+    ]  # fmt: skip
     tables = module_of("train_speed").summarise(lines)
     printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     (ratio,) = (line for line in printed if line["measurement"] == "ratio")
     assert (ratio["least"], ratio["ratio"], ratio["most"]) == (1, 2, 3)
+    assert ratio["ratio_of_best"] == 3
     assert "2.00" in tables[1]
