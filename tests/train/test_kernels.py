@@ -18,9 +18,10 @@ from biggraph.schema import EntityType, GraphSchema, RelationType
 from biggraph.sections import ModelSection, NegativesSection, RelationConfig
 from biggraph.storage.table import EmbeddingTable
 from biggraph.train.batch import Batch, BatchMaker
+from biggraph.train.bucket import BucketTrainer
 from biggraph.train.kernels.step import CompiledStep
-from biggraph.train.step import StepSettings, train_step
-from biggraph.types import Edges, PartitionKey, Side
+from biggraph.train.step import ReferenceStep, StepSettings, train_step
+from biggraph.types import Bucket, Edges, PartitionKey, Side
 
 
 @dataclass(frozen=True)
@@ -230,7 +231,39 @@ CASES = st.builds(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(CASES)
 def test_any_batch_does_what_the_reference_does(case):
     assert_same(case)
+
+
+def losses_of_epochs(make_step, edges, epochs):
+    """Return each epoch's loss of a small model with 200 entities."""
+    schema = GraphSchema((EntityType("e", (200,)),), (RelationType("r", "e", "e"),))
+    model = build_model(ModelSection(dimension=20), [], schema)
+    negatives = NegativesSection(in_batch=20, uniform=20)
+    maker = BatchMaker(model, negatives, batch_size=100, dropout=0)
+    rows = torch.randn(200, 20, generator=torch.Generator().manual_seed(0)) * 1e-3
+    table = EmbeddingTable(PartitionKey("e", 0), rows, torch.zeros(200, 20), "")
+    loss = make_loss("softmax", margin=0.1, temperature=0.0)
+    trainer = BucketTrainer(
+        model, StepSettings(loss, True, 0.0, 0.1, 0.1, 100), maker, threads=1, seed=0,
+        totals={"e": 200}, make_step=make_step,
+    )  # fmt: skip
+    tables = {(side, "e"): table for side in Side}
+    return [
+        trainer.train(epoch, Bucket(0, 0), tables, {}, edges, lambda *_: None).loss
+        for epoch in range(epochs)
+    ]
+
+
+def test_epochs_lose_what_those_of_the_reference_lose():
+    """Other candidates of the same distribution; the first epoch is as much chance as training."""
+    rng = np.random.default_rng(3)
+    group, lhs = rng.integers(0, 10, 200), rng.integers(0, 200, 6000, dtype=np.int32)
+    rhs = [rng.choice(np.flatnonzero(group == (group[i] + 1) % 10)) for i in lhs]
+    edges = Edges(lhs, np.zeros(6000, np.int32), np.array(rhs, np.int32))
+    compiled = losses_of_epochs(CompiledStep, edges, 3)
+    reference = losses_of_epochs(ReferenceStep, edges, 3)
+    assert compiled[0] > 1.2 * compiled[2]
+    assert compiled[1:] == pytest.approx(reference[1:], rel=0.01)
