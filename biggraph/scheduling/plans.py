@@ -50,12 +50,11 @@ class State:
     buckets: tuple[Bucket, ...]
 
 
-Plan = list[State]
 # The units in memory, the one that came last at the end.
 Stay = tuple[Unit, ...]
 
 
-def make_plan(name: str, needs: Needs, slots: int, seed: int) -> Plan:
+def make_plan(name: str, needs: Needs, slots: int, seed: int) -> list[State]:
     """Return the plan of an epoch.
 
     Args:
@@ -97,7 +96,7 @@ def choose_slots(name: str, needs: Needs, sizes: Mapping[PartitionKey, int], cap
     return max(2, fitting - spare)
 
 
-def _walk(order_of: Order, ends: Ends, slots: int, seed: int) -> Plan:
+def _walk(order_of: Order, ends: Ends, slots: int, seed: int) -> list[State]:
     """Return the plan of a sequence of buckets, in which the unit needed last leaves first.
 
     No other choice loads less (Belady, "A study of replacement algorithms for a virtual-storage
@@ -122,7 +121,7 @@ def _walk(order_of: Order, ends: Ends, slots: int, seed: int) -> Plan:
     return _states(steps)
 
 
-def _beta(ends: Ends, slots: int, seed: int) -> Plan:
+def _beta(ends: Ends, slots: int, seed: int) -> list[State]:
     rank = _shuffled_ranks(ends, seed)
     steps = []
     stays = _eliminate(ends, slots, rank)
@@ -137,7 +136,7 @@ def _beta(ends: Ends, slots: int, seed: int) -> Plan:
     return _states((stays[first], bucket) for first, *_, bucket in sorted(steps))
 
 
-def _comet(ends: Ends, slots: int, seed: int) -> Plan:
+def _comet(ends: Ends, slots: int, seed: int) -> list[State]:
     rng = random.Random(seed)
     most = max(1, slots // _COMET_GROUPS)
     group_of = _groups(ends, most, rng)
@@ -246,7 +245,7 @@ def _masks(stays: Sequence[Stay]) -> dict[Unit, int]:
     return masks
 
 
-def _states(steps: Iterable[tuple[Stay, Bucket]]) -> Plan:
+def _states(steps: Iterable[tuple[Stay, Bucket]]) -> list[State]:
     """Put buckets that follow each other into one state while nothing leaves."""
     found: list[tuple[Stay, list[Bucket]]] = []
     for stay, bucket in steps:
@@ -258,7 +257,7 @@ def _states(steps: Iterable[tuple[Stay, Bucket]]) -> Plan:
     return [State(frozenset().union(*stay), tuple(buckets)) for stay, buckets in found]
 
 
-PLANS: dict[str, Callable[[Ends, int, int], Plan]] = {
+PLANS: dict[str, Callable[[Ends, int, int], list[State]]] = {
     **{name: partial(_walk, order) for name, order in ORDERS.items()},
     "beta": _beta,
     "comet": _comet,

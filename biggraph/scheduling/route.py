@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable
 
-from biggraph.scheduling.plans import Plan, State
+from biggraph.scheduling.plans import State
 from biggraph.scheduling.units import Needs
 from biggraph.types import Bucket, PartitionKey
 
@@ -22,10 +22,10 @@ class Route:
         needs: partitions that training each bucket needs.
     """
 
-    def __init__(self, plan_of: Callable[[int], Plan], needs: Needs) -> None:
+    def __init__(self, plan_of: Callable[[int], list[State]], needs: Needs) -> None:
         self._plan_of, self._needs = plan_of, needs
         self._epoch = 0
-        self._plan: Plan = []
+        self._plan: list[State] = []
         self._places: dict[Bucket, tuple[int, int]] = {}  # position in the epoch, state
         self._uses: dict[PartitionKey, list[int]] = {}  # positions of buckets that need it
         self._position = self._state = 0

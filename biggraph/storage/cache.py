@@ -55,6 +55,8 @@ class PartitionCache:
         capacity_bytes: of all tables in memory, those being read and written included. What one
             call of `hold` asks for is allowed in any case.
         size_of: bytes of the table of a partition.
+        next_use: when a partition is needed next, larger for later. The table that is needed last
+            leaves first; of equals, the one that was used least recently. None: nobody knows.
     """
 
     def __init__(
@@ -62,8 +64,10 @@ class PartitionCache:
         store: PartitionStore,
         capacity_bytes: int,
         size_of: Callable[[PartitionKey], int],
+        next_use: Callable[[PartitionKey], int] | None = None,
     ) -> None:
         self._store, self._capacity, self._size_of = store, capacity_bytes, size_of
+        self._next_use = next_use or (lambda key: 0)
         self._lock = threading.Lock()
         self._tables: dict[PartitionKey, EmbeddingTable] = {}  # least recently used first
         self._pinned: frozenset[PartitionKey] = frozenset()
@@ -218,10 +222,11 @@ class PartitionCache:
             self._await_write(leaving)
 
     def _evict(self, needed: int, keep: Iterable[PartitionKey]) -> bool:
-        """Let the least recently used tables leave; tell whether `needed` more will fit then."""
+        """Let the tables needed last leave; tell whether `needed` more will fit then."""
         with self._lock:
             candidates = [k for k in self._tables if k not in keep and k not in self._leaving]
             staying = self._bytes_used() - self._total(self._leaving)
+        candidates.sort(key=self._next_use, reverse=True)
         for key in candidates:
             if staying + needed <= self._capacity:
                 break

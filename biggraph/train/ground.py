@@ -6,7 +6,7 @@ Reads only. Knows configuration and graph; nothing of runs, workers or training.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import psutil
@@ -14,6 +14,7 @@ import psutil
 from biggraph.config import Config
 from biggraph.graph.graph import Graph
 from biggraph.model.model import Model, build_model
+from biggraph.scheduling.plans import State, choose_slots, make_plan
 from biggraph.sections import GraphSection
 from biggraph.storage.records import InitFacts
 from biggraph.train.checks import (
@@ -25,7 +26,7 @@ from biggraph.train.checks import (
     table_bytes,
 )
 from biggraph.train.shared import choose_shared
-from biggraph.types import Bucket, PartitionKey
+from biggraph.types import Bucket, PartitionKey, mix_seed
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,19 @@ def ground_of(ground: Ground, facts: InitFacts) -> Ground:
         return ground
     needs = {bucket: facts.locked(bucket) for bucket in ground.needs}
     return replace(ground, needs=needs, shared=facts.shared)
+
+
+def plans_of(ground: Ground, facts: InitFacts) -> Callable[[int], list[State]]:
+    """Return what makes the plan of an epoch, from 1, for a cache of one worker's budget.
+
+    Args:
+        ground: run file and graph.
+        facts: of the run.
+    """
+    train, needs, sizes = ground.config.train, ground.needs, ground.table_sizes(facts)
+    capacity = ground.memory - sum(sizes[key] for key in facts.shared_keys())
+    slots = choose_slots(train.bucket_order, needs, sizes, capacity)
+    return lambda epoch: make_plan(train.bucket_order, needs, slots, mix_seed(train.seed, epoch))
 
 
 def _cores() -> int:

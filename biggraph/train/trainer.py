@@ -19,6 +19,7 @@ from biggraph.dist.protocol import Finished, Grant, Validate, Wait
 from biggraph.dist.session import LeaseLostError, Session, Task
 from biggraph.errors import DivergenceError, FormatError, Interrupted, LinkLost, StorageError
 from biggraph.log import MetricsLog
+from biggraph.scheduling.route import Route
 from biggraph.storage.cache import PartitionCache
 from biggraph.storage.records import Head, Work
 from biggraph.storage.store import DiskStore
@@ -83,6 +84,7 @@ class Trainer:
         session: speaks to the coordinator.
         keeper: keeps the relation parameters.
         needs: partitions that each non-empty bucket locks.
+        route: the way through the plans that a lone worker follows; None among others.
         edges: edges by bucket, one bucket read ahead.
         store: files of this worker's tables.
         cache: holds tables.
@@ -100,6 +102,7 @@ class Trainer:
     session: Session
     keeper: Keeper
     needs: Mapping[Bucket, Partitions]
+    route: Route | None
     edges: EdgeReader
     store: DiskStore
     cache: PartitionCache
@@ -279,11 +282,14 @@ class Trainer:
             # reading all that they write.
             self.reservoir.forget(self._outdated)
             self._outdated = set()
+        coming: Iterable[PartitionKey] = self.needs[grant.upcoming or bucket]
+        if self.route is not None:  # before anything has to leave memory
+            coming = self.route.reach(epoch, bucket)
         tables = self.cache.hold(self.needs[bucket])
         edges = self.edges.read(bucket)
         if grant.upcoming is not None:
             self.edges.prefetch(grant.upcoming)
-            self.cache.prefetch(self.needs[grant.upcoming])
+            self.cache.prefetch(coming)
         used = by_side(bucket, {**tables, **self.shared})
         outside = self.reservoir.outside((side, table.key) for (side, _), table in used.items())
         self._train(epoch, [bucket], used, outside, edges)

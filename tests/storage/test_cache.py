@@ -183,6 +183,21 @@ def test_the_least_recently_used_table_leaves(store, cache):
     assert store.log.count(("load", 0)) == 1
 
 
+@pytest.mark.parametrize("prefetch", [False, True])
+@pytest.mark.parametrize(("needed_last", "order"), [(0, [7, 1, 2]), (1, [1, 7, 2])])
+def test_the_table_needed_last_leaves_where_that_is_known(store, needed_last, order, prefetch):
+    uses = {KEYS[i]: use for i, use in enumerate([*order, 0, 0])}
+    with PartitionCache(store, 40, SIZES.__getitem__, uses.__getitem__) as cache:
+        for index in (0, 1, 3):  # 8, 16 and 8 bytes of 40
+            bump(cache.hold([KEYS[index]]))
+        if prefetch:
+            cache.prefetch([KEYS[4]])
+        bump(cache.hold([KEYS[4]]))  # 16 more
+        cache.hold([KEYS[needed_last]])
+        for index in (0, 1):
+            assert store.log.count(("load", index)) == 1 + (index == needed_last)
+
+
 def test_prefetch_reads_ahead_where_there_is_room_only(store, cache):
     cache.hold([KEYS[0]])
     cache.prefetch([KEYS[1]])
