@@ -3,6 +3,7 @@
 import copy
 from dataclasses import dataclass, replace
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -19,6 +20,8 @@ from biggraph.sections import ModelSection, NegativesSection, RelationConfig
 from biggraph.storage.table import EmbeddingTable
 from biggraph.train.batch import Batch, BatchMaker
 from biggraph.train.bucket import BucketTrainer
+from biggraph.train.kernels import mathematics
+from biggraph.train.kernels.room import Numbering
 from biggraph.train.kernels.step import CompiledStep
 from biggraph.train.step import ReferenceStep, StepSettings, train_step
 from biggraph.types import Bucket, Edges, PartitionKey, Side
@@ -267,3 +270,45 @@ def test_epochs_lose_what_those_of_the_reference_lose():
     reference = losses_of_epochs(ReferenceStep, edges, 3)
     assert compiled[0] > 1.2 * compiled[2]
     assert compiled[1:] == pytest.approx(reference[1:], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("function", "exact", "low", "high"),
+    [
+        (mathematics.exp, np.exp, -86.9, 80.0),
+        (mathematics.log, np.log, 1e-9, 1e4),
+        (mathematics.softplus, lambda x: np.logaddexp(0, x), -80.0, 80.0),
+        (mathematics.sigmoid, lambda x: 1 / (1 + np.exp(-x)), -80.0, 80.0),
+    ],
+)
+def test_functions_are_exact_to_single_precision(function, exact, low, high):
+    @numba.njit
+    def over(values):
+        out = np.empty_like(values)
+        for i in range(len(values)):
+            out[i] = function(values[i])
+        return out
+
+    values = np.linspace(low, high, 20_001).astype(np.float32)
+    np.testing.assert_allclose(over(values), exact(values.astype(np.float64)), rtol=5e-7, atol=2e-7)
+
+
+def test_what_is_not_a_number_stays_so():
+    @numba.njit
+    def of(value):
+        return mathematics.exp(value), mathematics.softplus(value), mathematics.sigmoid(value)
+
+    assert np.isnan(of(np.float32("nan"))).all()
+
+
+def test_ids_are_numbered_by_first_appearance():
+    numbering = Numbering()
+    for size in (10, 3, 500, 40):
+        ids = np.random.default_rng(size).integers(0, 2**31 - 1, size) // (size * 10**6)
+        numbering.begin(size + 2)
+        index, more = np.empty(size, np.int32), np.empty(2, np.int32)
+        numbering.add(ids, index)
+        numbering.add(ids[[0, size - 1]], more)
+        assert (numbering.distinct[index] == ids).all()
+        assert list(dict.fromkeys(ids.tolist())) == numbering.distinct.tolist()
+        assert more.tolist() == [0, index[-1]]

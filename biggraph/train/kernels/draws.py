@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from biggraph.train.kernels.jit import kernel, piece
+from biggraph.train.kernels.mathematics import log
 
 _F = np.float32
 
@@ -61,19 +62,17 @@ def weigh(true, chunk, ids, share, near, logarithms, out):
         out: float32 [C, chunk + N + M]: own, uniform, from outside; own ones of a ragged chunk
             leave no gap.
     """
-    scale, far = logarithms
+    scale, far = _F(logarithms[0]), _F(logarithms[1])
     for c in range(ids.shape[0]):
         start, stop = c * chunk, min((c + 1) * chunk, true.shape[0])
         own = stop - start if share.shape[0] else 0
-        row, others = out[c], _F(stop - start - 1)
-        for p in range(own):
-            row[p] = _weight(others * share[true[start + p]], near, scale)
-        for n in range(ids.shape[1]):
-            expected = others * share[ids[c, n]] if share.shape[0] else _F(0.0)
-            row[own + n] = _weight(expected, near, scale)
-        row[own + ids.shape[1] :] = _F(far)
-
-
-@piece
-def _weight(own, near, scale):
-    return _F(scale) - np.log(max(own + _F(near), _F(1e-9)))
+        row, others = out[c, : own + ids.shape[1]], _F(stop - start - 1)
+        row[own:] = _F(near)
+        if share.shape[0]:
+            for p in range(own):
+                row[p] = others * share[true[start + p]] + _F(near)
+            for n in range(ids.shape[1]):
+                row[own + n] += others * share[ids[c, n]]
+        for k in range(row.shape[0]):
+            row[k] = scale - log(max(row[k], _F(1e-9)))
+        out[c, row.shape[0] :] = far
