@@ -44,17 +44,23 @@ class Route:
         if epoch != self._epoch:
             self._begin(epoch)
         self._position, self._state = self._places[bucket]
-        ahead = [b for state in self._plan[self._state : self._state + 2] for b in state.buckets]
-        coming = ahead[ahead.index(bucket) + 1 :]
-        return list(dict.fromkeys(key for b in coming for key in sorted(self._needs[b])))
+        near = self._plan[self._state : self._state + 2]
+        end = self._places[near[-1].buckets[-1]][0]
+        keys = frozenset[PartitionKey]().union(*(state.loaded for state in near))
+        coming = sorted((self._use(key, self._position + 1), key) for key in keys)
+        return [key for use, key in coming if use <= end]
 
     def next_use(self, key: PartitionKey) -> int:
         """Return the position of the first bucket that needs a partition, now or later.
 
         The number of buckets of the epoch, where none does.
         """
+        return self._use(key, self._position)
+
+    def _use(self, key: PartitionKey, position: int) -> int:
+        """Return the position of the first bucket from `position` on that needs a partition."""
         uses = self._uses.get(key, [])
-        at = bisect_left(uses, self._position)
+        at = bisect_left(uses, position)
         return uses[at] if at < len(uses) else len(self._places)
 
     def _begin(self, epoch: int) -> None:
