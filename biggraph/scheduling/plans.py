@@ -79,7 +79,9 @@ def swaps(plan: Sequence[State]) -> int:
 def choose_slots(name: str, needs: Needs, sizes: Mapping[PartitionKey, int], capacity: int) -> int:
     """Return how many units a plan may have in memory, at least 2.
 
-    What is loaded for the next state needs room beside what is in use: one unit, or a group's.
+    What is loaded for the next state needs room beside what is in use: one unit. With `comet`,
+    whose states are trained as one, the tables of a state are copied into one: while that is done,
+    there are those that came, the copy, and what still leaves the copy before.
 
     Args:
         name: of the order.
@@ -92,8 +94,15 @@ def choose_slots(name: str, needs: Needs, sizes: Mapping[PartitionKey, int], cap
     for size in sorted((sum(sizes[key] for key in unit) for unit in units), reverse=True):
         capacity -= size
         fitting += capacity >= 0
-    spare = fitting // (_COMET_GROUPS + 1) if name == "comet" else 1
-    return max(2, fitting - spare)
+    return max(2, 2 * fitting // 5 if name == "comet" else fitting - 1)
+
+
+def capacity_of_cache(capacity: int, *, copies: bool) -> int:
+    """Return what the tables of a cache may take, given what they and a copy of a state's may take.
+
+    A state, half as much that is read ahead, and the copy: see `choose_slots`.
+    """
+    return capacity * 3 // 5 if copies else capacity
 
 
 def _walk(order_of: Order, ends: Ends, slots: int, seed: int) -> list[State]:

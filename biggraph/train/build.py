@@ -21,7 +21,7 @@ from biggraph.dist.status import Chronicle
 from biggraph.log import MetricsLog, Reporter
 from biggraph.model.losses import make_loss
 from biggraph.model.model import Model
-from biggraph.scheduling.plans import State, swaps
+from biggraph.scheduling.plans import State, capacity_of_cache, swaps
 from biggraph.scheduling.route import Route
 from biggraph.scheduling.scheduler import BucketScheduler
 from biggraph.storage.cache import PartitionCache
@@ -34,6 +34,7 @@ from biggraph.storage.state import RunState
 from biggraph.storage.store import DiskStore
 from biggraph.train.batch import BatchMaker
 from biggraph.train.bucket import BucketTrainer
+from biggraph.train.care import Care
 from biggraph.train.checks import check_same_run, fingerprint, required_paths
 from biggraph.train.edges import EdgeReader
 from biggraph.train.ground import Ground, ground_of, plans_of
@@ -42,7 +43,7 @@ from biggraph.train.progress import Progress
 from biggraph.train.reservoir import Reservoir
 from biggraph.train.shared import add_shared, shared_tables
 from biggraph.train.step import ReferenceStep, StepSettings
-from biggraph.train.trainer import Care, Trainer, Validation
+from biggraph.train.trainer import Trainer, Validation
 
 _ALONE = "alone"  # name of the worker in a world of one
 
@@ -255,15 +256,18 @@ def build_trainer(
     capacity = ground.memory - sum(table.nbytes for table in shared.values())
     route = parts.route
     next_use = route.next_use if route else None
+    mixed = route is not None and not together and config.train.bucket_order == "comet"
     return Trainer(
-        care=Care(config.train.commit_every, config.train.loss_spike, together),
+        care=Care(config.train.commit_every, config.train.loss_spike, together, mixed),
         session=session,
         keeper=keeper,
         needs=ground.needs,
         route=route,
         edges=EdgeReader(ground.graph, "train"),
         store=store,
-        cache=PartitionCache(store, capacity, sizes.__getitem__, next_use),
+        cache=PartitionCache(
+            store, capacity_of_cache(capacity, copies=mixed), sizes.__getitem__, next_use
+        ),
         shared=shared,
         reservoir=Reservoir(store, ground.graph.schema, config.negatives.reservoir),
         bucket_trainer=_bucket_trainer(ground, parts.model),

@@ -40,23 +40,26 @@ class Reservoir:
         self._samples: dict[PartitionKey, Tensor] = {}
 
     def outside(self, uses: Iterable[tuple[Side, PartitionKey]]) -> Outside:
-        """Return, for each loaded partition, sampled rows of the other ones of its type.
+        """Return, for each side and entity type, sampled rows of the partitions not loaded there.
 
         Args:
-            uses: the loaded partition on each side, for each entity type there.
+            uses: the loaded partitions on each side.
 
         Raises:
             FormatError, StorageError: a partition could not be read.
         """
+        loaded: dict[tuple[Side, str], set[int]] = {}
+        for side, key in uses:
+            loaded.setdefault((side, key.entity_type), set()).add(key.index)
         found = {}
-        for side, loaded in uses:
+        for (side, name), indices in loaded.items():
             others = [
-                self._sample(PartitionKey(loaded.entity_type, index))
-                for index in range(self._schema.entity_type(loaded.entity_type).partitions)
-                if index != loaded.index
+                self._sample(PartitionKey(name, index))
+                for index in range(self._schema.entity_type(name).partitions)
+                if index not in indices
             ]
             if self._rows and others:
-                found[side, loaded.entity_type] = torch.cat(others)
+                found[side, name] = torch.cat(others)
         return found
 
     def refresh(self, tables: Iterable[EmbeddingTable]) -> None:

@@ -25,6 +25,7 @@ from biggraph.storage.records import Head, Work
 from biggraph.storage.store import DiskStore
 from biggraph.storage.table import EmbeddingTable, advance_chain
 from biggraph.train.bucket import BucketStats, BucketTrainer
+from biggraph.train.care import Care
 from biggraph.train.edges import EdgeReader
 from biggraph.train.pending import Pending
 from biggraph.train.progress import Progress
@@ -41,21 +42,6 @@ Partitions = frozenset[PartitionKey]
 _IDLE_S = 0.02  # between the first two questions of a worker that has to wait, doubled each time
 _STUMBLES = 3  # over files that are not there, between two commits
 _LONGEST_IDLE_S = 0.25
-
-
-@dataclass(frozen=True)
-class Care:
-    """When to commit and when to stop.
-
-    Args:
-        commit_every: longest time between two commits, in seconds.
-        loss_spike: multiple of the untrained loss that counts as divergence, 0 for none.
-        together: train all buckets as one, because all tables fit in memory.
-    """
-
-    commit_every: float
-    loss_spike: float
-    together: bool
 
 
 @dataclass(frozen=True)
@@ -261,27 +247,34 @@ class Trainer:
         raise Interrupted("stopped; everything trained so far is committed")
 
     def _granted(self, grant: Grant) -> None:
-        if self.care.together:
-            self._all_buckets(grant)
-            return
+        if self.care.together or self.care.mixed:
+            self._buckets(grant)
+        else:
+            self._bucket(grant)
+        if self.clock() - self._pending.since >= self.care.commit_every:
+            self._commit(())
+
+    def _make_room(self, grant: Grant) -> None:
+        """Let others have what they wait for."""
         if grant.evict:
             self.cache.prefetch(self.needs[grant.bucket])
             if self._pending.buckets:
                 self._commit(grant.evict)
             else:
                 self._give_back(grant.evict)
-        self._bucket(grant)
-        if self.clock() - self._pending.since >= self.care.commit_every:
-            self._commit(())
 
-    def _bucket(self, grant: Grant) -> None:
-        bucket, epoch = grant.bucket, grant.epoch
+    def _note_epoch(self, grant: Grant) -> None:
         self.bucket_trainer.set_rate(grant.rate)
-        if self.progress.begin(epoch, grant.edges_done):
+        if self.progress.begin(grant.epoch, grant.edges_done):
             # Once an epoch: to sample what others train after each of their commits would mean
             # reading all that they write.
             self.reservoir.forget(self._outdated)
             self._outdated = set()
+
+    def _bucket(self, grant: Grant) -> None:
+        bucket, epoch = grant.bucket, grant.epoch
+        self._make_room(grant)
+        self._note_epoch(grant)
         coming: Iterable[PartitionKey] = self.needs[grant.upcoming or bucket]
         if self.route is not None:  # before anything has to leave memory
             coming = self.route.reach(epoch, bucket)
@@ -297,25 +290,33 @@ class Trainer:
         self.reservoir.refresh(tables.values())
         self.session.finish([bucket])
 
-    def _all_buckets(self, first: Grant) -> None:
-        """Train every bucket that is left in this epoch as one."""
-        epoch, buckets = first.epoch, list[Bucket]()
+    def _buckets(self, first: Grant) -> None:
+        """Train several buckets as one: all that are left, or those of a state of the plan."""
+        epoch, route = first.epoch, self.route if self.care.mixed else None
+        self._note_epoch(first)
+        coming = route.reach(epoch, first.bucket) if route else ()
+        buckets = self._take(first, route.state.buckets if route else None)
+        tables = self.cache.hold(sorted(set().union(*(self.needs[b] for b in buckets))))
+        joined, starts = join_tables(tables)
+        edges = self.edges.read_joined(buckets, starts)
+        self.cache.prefetch(coming)
+        joined |= {key.entity_type: table for key, table in self.shared.items()}
+        used = {(side, name): table for side in Side for name, table in joined.items()}
+        outside = self.reservoir.outside((side, key) for side in Side for key in tables)
+        self._train(epoch, buckets, used, outside, edges)
+        for bucket in buckets:
+            _advance(epoch, bucket, [tables[key] for key in sorted(self.needs[bucket])])
+        self.reservoir.refresh(tables.values())
+
+    def _take(self, first: Grant, wanted: Iterable[Bucket] | None) -> list[Bucket]:
+        """Ask for buckets until the next one is not among those wanted; None: all are."""
+        left, buckets = None if wanted is None else set(wanted), list[Bucket]()
         task: Task = first
-        while isinstance(task, Grant):
+        while isinstance(task, Grant) and (left is None or task.bucket in left):
             buckets.append(task.bucket)
             self.session.finish([task.bucket])
             task = self._ask()
-        self.progress.begin(epoch, first.edges_done)
-        self.bucket_trainer.set_rate(first.rate)
-        tables = self.cache.hold(sorted(set().union(*self.needs.values())))
-        joined, starts = join_tables(tables)
-        edges = self.edges.read_joined(buckets, starts)
-        joined |= {key.entity_type: table for key, table in self.shared.items()}
-        used = {(side, name): table for side in Side for name, table in joined.items()}
-        self._train(epoch, buckets, used, {}, edges)
-        for bucket in buckets:
-            _advance(epoch, bucket, [tables[key] for key in sorted(self.needs[bucket])])
-        self._commit(())
+        return buckets
 
     def _train(
         self, epoch: int, buckets: list[Bucket], tables: Tables, outside: Outside, edges: Edges

@@ -218,7 +218,7 @@ def test_comet_has_equal_states_and_no_runs_of_one_partition():
 def test_slots_are_what_fits_less_what_is_read_ahead():
     needs = square(12)
     sizes = {PartitionKey("e", i): 10 + (i == 3) for i in range(12)}
-    for capacity, beta, comet in [(21, 2, 2), (31, 2, 2), (41, 3, 3), (61, 5, 4), (91, 8, 6)]:
+    for capacity, beta, comet in [(21, 2, 2), (41, 3, 2), (81, 7, 3), (101, 9, 4)]:
         assert choose_slots("beta", needs, sizes, capacity) == beta
         assert choose_slots("comet", needs, sizes, capacity) == comet
         assert choose_slots("beta", needs, sizes, capacity - 1) <= max(2, beta - 1)
