@@ -178,6 +178,9 @@ class OptimizerSection(Section):
     )
     lr: float = Field(0.1, gt=0, description="learning rate of embeddings")
     relation_lr: float | None = Field(None, gt=0, description="of relations; default: lr")
+    lr_end: float = Field(
+        1.0, gt=0, le=1, description="share of both rates in the last epoch; linear until there"
+    )
 
 
 class TrainSection(Section):

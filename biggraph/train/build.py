@@ -258,7 +258,10 @@ def build_trainer(
     next_use = route.next_use if route else None
     mixed = route is not None and not together and config.train.bucket_order == "comet"
     return Trainer(
-        care=Care(config.train.commit_every, config.train.loss_spike, together, mixed),
+        care=Care(
+            config.train.commit_every, config.train.loss_spike, together, mixed,
+            config.train.epochs, config.optimizer.lr_end,
+        ),  # fmt: skip
         session=session,
         keeper=keeper,
         needs=ground.needs,

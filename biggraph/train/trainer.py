@@ -264,7 +264,7 @@ class Trainer:
                 self._give_back(grant.evict)
 
     def _note_epoch(self, grant: Grant) -> None:
-        self.bucket_trainer.set_rate(grant.rate)
+        self.bucket_trainer.set_rate(grant.rate * self.care.rate(grant.epoch))
         if self.progress.begin(grant.epoch, grant.edges_done):
             # Once an epoch: to sample what others train after each of their commits would mean
             # reading all that they write.
