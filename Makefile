@@ -7,7 +7,11 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # Two workers, or one on a machine with one core.
 JOBS ?= $(shell [ "$$(getconf _NPROCESSORS_ONLN)" -gt 1 ] && echo 2 || echo 1)
 
-.PHONY: install fmt lint type test test-all chaos check demo bench quality docs clean
+# The second ones run other systems too.
+BENCH := cluster import_edges negatives partitions scale
+BENCH_PEERS := import_speed train_speed
+
+.PHONY: install fmt lint type test test-all chaos check demo bench bench-peers quality docs clean
 
 install: $(STAMP)
 
@@ -43,8 +47,14 @@ check: lint type test
 demo: install
 	$(BIN)/python scripts/demo.py
 
+# Half an hour.
 bench: install
-	set -e; for script in benchmarks/*.py; do $(BIN)/python $$script; done
+	set -e; for name in $(BENCH); do $(BIN)/python benchmarks/$$name.py; done
+
+# An hour and more; installs the other systems into environments of their own.
+bench-peers: install
+	benchmarks/peers/setup.sh
+	set -e; for name in $(BENCH_PEERS); do $(BIN)/python benchmarks/$$name.py; done
 
 quality: install
 	$(BIN)/python scripts/quality.py
