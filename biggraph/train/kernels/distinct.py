@@ -12,7 +12,7 @@ from biggraph.train.kernels.jit import kernel, piece, prefetch
 _F = np.float32
 _EPSILON = _F(1e-10)
 _LINE = 16  # floats of a cache line
-_AHEAD = 8  # rows asked for before they are used
+_AHEAD = 4  # rows asked for before they are used
 
 
 @kernel
@@ -71,7 +71,12 @@ def gather(rows, ids, out):
 @piece
 def scatter(gradient, index, sums):
     """sums[index[i]] += gradient[i]."""
-    for i in range(index.shape[0]):
+    n = index.shape[0]
+    for i in range(min(_AHEAD, n)):
+        fetch(sums, index[i])
+    for i in range(n):
+        if i + _AHEAD < n:
+            fetch(sums, index[i + _AHEAD])
         total = sums[index[i]]
         for d in range(gradient.shape[1]):
             total[d] += gradient[i, d]
