@@ -9,7 +9,8 @@ not matter; with more, every order is measured. ComplEx, softmax, row-wise Adagr
 
 Prints a JSON line for each run, then a table on standard error: the last epoch's seconds and rate
 (an epoch's first tables are made in the first one), the share of it spent waiting for partitions
-(`io_wait_s`), wall time and peak resident memory of the whole command, and bytes moved.
+(`io_wait_s`), bytes that it moved; of the whole command, wall time, processor time (which others on
+the machine disturb least) and peak resident memory.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ path = "{out}/run"
 ALL_FIT = "all in memory"
 COLUMNS = {
     "epoch_s": "epoch, s", "edges_per_s": "edges/s", "io_share": "waits", "wall_s": "wall, s",
-    "peak_rss_mib": "RSS MiB", "gib_read": "GiB read", "gib_written": "GiB written",
-    "others_cpus": "others' CPUs",
+    "cpu_s": "CPU, s", "peak_rss_mib": "RSS MiB", "gib_read": "GiB read",
+    "gib_written": "GiB written", "others_cpus": "others' CPUs",
 }  # fmt: skip
 
 

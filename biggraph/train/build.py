@@ -38,6 +38,8 @@ from biggraph.train.care import Care
 from biggraph.train.checks import check_same_run, fingerprint, required_paths
 from biggraph.train.edges import EdgeReader
 from biggraph.train.ground import Ground, ground_of, plans_of
+from biggraph.train.kernels.batch import differentiate
+from biggraph.train.kernels.jit import kept
 from biggraph.train.kernels.step import CompiledStep
 from biggraph.train.progress import Progress
 from biggraph.train.reservoir import Reservoir
@@ -89,6 +91,7 @@ def build(config: Config, *, restart: bool, reporter: Reporter, validate: Valida
         plan_of = plans_of(ground, facts)
         means = [budget, f"{ground.threads} threads"]
         say_plan(reporter, directory.state, ground, *means, *_way(config, plan_of(1), together))
+        _say_compiling(reporter, config)
         coordinator = build_coordinator(ground, directory, metrics, reporter)
         coordinator.expire_all("the only worker has started again")
         session = Session(
@@ -259,9 +262,13 @@ def build_trainer(
     mixed = route is not None and not together and config.train.bucket_order == "comet"
     return Trainer(
         care=Care(
-            config.train.commit_every, config.train.loss_spike, together, mixed,
-            config.train.epochs, config.optimizer.lr_end,
-        ),  # fmt: skip
+            commit_every=config.train.commit_every,
+            loss_spike=config.train.loss_spike,
+            together=together,
+            mixed=mixed,
+            epochs=config.train.epochs,
+            lr_end=config.optimizer.lr_end,
+        ),
         session=session,
         keeper=keeper,
         needs=ground.needs,
@@ -301,6 +308,11 @@ def say_plan(reporter: Reporter, state: RunState, ground: Ground, *means: str) -
     reporter.say(", ".join((tables, *means)))
     if state.epoch or state.done:
         reporter.say(f"going on after epoch {state.epoch} and {len(state.done)} buckets")
+
+
+def _say_compiling(reporter: Reporter, config: Config) -> None:
+    if config.train.step == "compiled" and not kept(differentiate.__name__):
+        reporter.say("compiling the training step, for half a minute; later runs find it compiled")
 
 
 def _way(config: Config, plan: list[State], together: bool) -> list[str]:

@@ -21,7 +21,8 @@ from biggraph.types import Bucket, PartitionKey
 # Keys that a resumed run may change: how long, how fast and with what care it goes on.
 _MAY_CHANGE = {
     "train.epochs", "train.threads", "train.commit_every", "train.memory", "train.loss_spike",
-    "optimizer.lr", "optimizer.relation_lr", "optimizer.lr_end", "regularizer.n3", "regularizer.dropout",
+    "optimizer.lr", "optimizer.relation_lr", "optimizer.lr_end", "regularizer.n3",
+    "regularizer.dropout",
     "eval.every", "eval.patience", "eval.filtered", "eval.candidates", "eval.edges",
     "train.retries", "graph.path", "checkpoint.path", "import", "entities", "cluster",
 }  # fmt: skip

@@ -20,7 +20,7 @@ from biggraph.sections import ModelSection, NegativesSection, RelationConfig
 from biggraph.storage.table import EmbeddingTable
 from biggraph.train.batch import Batch, BatchMaker
 from biggraph.train.bucket import BucketTrainer
-from biggraph.train.kernels import mathematics
+from biggraph.train.kernels import jit, mathematics
 from biggraph.train.kernels.room import Numbering
 from biggraph.train.kernels.step import CompiledStep
 from biggraph.train.step import ReferenceStep, StepSettings, train_step
@@ -312,3 +312,18 @@ def test_ids_are_numbered_by_first_appearance():
         assert (numbering.distinct[index] == ids).all()
         assert list(dict.fromkeys(ids.tolist())) == numbering.distinct.tolist()
         assert more.tolist() == [0, index[-1]]
+
+
+def test_compiled_code_is_kept_by_the_digest_of_all_sources(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    assert not jit.kept("double")
+
+    @jit.kernel
+    def double(x):
+        return 2 * x
+
+    assert double(21) == 42
+    assert jit.kept("double")
+    assert next(iter((tmp_path / "biggraph").iterdir())).name.startswith("kernels-")
+    monkeypatch.setattr(jit, "_DIGEST", "other sources")
+    assert not jit.kept("double")

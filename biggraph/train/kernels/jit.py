@@ -47,6 +47,11 @@ def kernel(function: F) -> F:
     return compiled
 
 
+def kept(name: str) -> bool:
+    """Tell whether a kernel of that name was compiled by an earlier run."""
+    return any(_folder().glob(f"**/*.{name}-*.nbi"))
+
+
 def _folder() -> Path:
     """Return a folder that belongs to these very sources.
 
