@@ -174,6 +174,7 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
     memory.plot(list(budgets), list(budgets.values()), "k--", label="budget for tables")
     for axes in (time, memory):
         plots.powers(axes, list(budgets), "partitions")
+        axes.margins(y=0.1)
         axes.set_ylim(bottom=0)
         axes.legend()
     time.set_ylabel("seconds of an epoch")
