@@ -312,7 +312,7 @@ def say_plan(reporter: Reporter, state: RunState, ground: Ground, *means: str) -
 
 def _say_compiling(reporter: Reporter, config: Config) -> None:
     if config.train.step == "compiled" and not kept(differentiate.__name__):
-        reporter.say("compiling the training step, for half a minute; later runs find it compiled")
+        reporter.say("compiling the training step, for a minute; later runs find it compiled")
 
 
 def _way(config: Config, plan: list[State], together: bool) -> list[str]:

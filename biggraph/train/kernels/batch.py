@@ -31,19 +31,17 @@ def differentiate(recipe, left, right, left_draw, right_draw, edges, room):
         end.gradient[:] = _F(0.0)
         end.parameter_gradient[:] = _F(0.0)
     total = 0.0
-    for chunk in range(-(-edges.place.shape[0] // recipe.chunk)):
-        if right_draw.replaced:
-            total += train_side(recipe, chunk, left, right, right_draw, edges, room)
-        if left_draw.replaced:
-            total += train_side(recipe, chunk, right, left, left_draw, edges, room)
+    # One call for both sides: what is called is compiled in place, and it is most of the code.
+    for step in range(2 * -(-edges.place.shape[0] // recipe.chunk)):
+        anchor, own, draw = (right, left, left_draw) if step % 2 else (left, right, right_draw)
+        if draw.replaced:
+            total += train_side(recipe, step // 2, anchor, own, draw, edges, room)
     if recipe.n3 > 0:
         sides = int(left_draw.replaced) + int(right_draw.replaced)
-        _penalize_rows(recipe, left, sides)
-        _penalize_rows(recipe, right, sides)
-        if left_draw.replaced:
-            _penalize_parameters(recipe, right, edges)
-        if right_draw.replaced:
-            _penalize_parameters(recipe, left if recipe.reciprocal else right, edges)
+        for end, other, draw in ((left, right, left_draw), (right, left, right_draw)):
+            _penalize_rows(recipe, end, sides)
+            if draw.replaced:
+                _penalize_parameters(recipe, other if recipe.reciprocal else right, edges)
     return total
 
 

@@ -195,17 +195,16 @@ def train_side(recipe, chunk, anchor, own, draw, edges, room):
     comparators.unfinish(
         recipe.comparator, scores, slopes, room.query_sums, room.key_sums[first:k_count]
     )
-    if draw.row_scale != 1.0 and _key_operator(recipe, own) != operators.IDENTITY:
-        # The scale is for rows alone: the operator's parameters get their gradient without it.
-        _propagate(recipe, 1.0, query, keys, draw, scores, room)
+    # The scale is for rows alone: the operator's parameters get their gradient without it.
+    twice = draw.row_scale != 1.0 and _key_operator(recipe, own) != operators.IDENTITY
+    kept = own.parameter_gradient
+    for last in range(0 if twice else 1, 2):
+        if last and twice:
+            kept = own.parameter_gradient.copy()
+        _propagate(recipe, draw.row_scale if last else 1.0, query, keys, draw, scores, room)
         _unmap_keys(recipe, own, keys, room)
-        kept = own.parameter_gradient.copy()
-        _propagate(recipe, draw.row_scale, query, keys, draw, scores, room)
-        _unmap_keys(recipe, own, keys, room)
+    if twice:
         own.parameter_gradient[:] = kept
-    else:
-        _propagate(recipe, draw.row_scale, query, keys, draw, scores, room)
-        _unmap_keys(recipe, own, keys, room)
     _finish_queries(recipe, start, anchor, draw, edges, query, room)
     _scatter_keys(chunk, start, own, draw, p_count, room)
     return total / recipe.scale

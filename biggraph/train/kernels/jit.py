@@ -29,7 +29,8 @@ _MATH = {"reassoc", "contract", "arcp", "nsz"}
 
 def piece(function: F) -> F:
     """Compile a function that kernels call."""
-    compiled: F = _njit(nogil=True, fastmath=_MATH, error_model="numpy")(function)
+    options = {"nogil": True, "fastmath": _MATH, "error_model": "numpy", "forceinline": True}
+    compiled: F = _njit(**options)(function)
     return compiled
 
 

@@ -69,7 +69,7 @@ def sigmoid(x):
     return _F(1.0) / (_F(1.0) + exp(-x))
 
 
-@numba.njit(nogil=True, fastmath=True, error_model="numpy")
+@numba.njit(nogil=True, fastmath=True, error_model="numpy", forceinline=True)
 def largest(row):
     """Return the largest number of a row; which one where some are not-a-number is not said."""
     found = row[0]
