@@ -32,10 +32,15 @@ lint: install
 type: install
 	$(BIN)/mypy
 
+# Compiled once before, or every process of a test would.
+COMPILE := $(BIN)/python -c 'from biggraph.train.kernels.compiling import compile_all; compile_all()'
+
 test: install
+	$(COMPILE)
 	$(PYTEST) -m 'not slow and not gpu and not chaos' -n $(JOBS)
 
 test-all: install
+	$(COMPILE)
 	$(PYTEST) -m 'not chaos' -n $(JOBS)
 
 # The cluster in a simulated world, for BIGGRAPH_SEEDS seeds (20,000: about an hour).

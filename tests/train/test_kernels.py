@@ -20,7 +20,8 @@ from biggraph.sections import ModelSection, NegativesSection, RelationConfig
 from biggraph.storage.table import EmbeddingTable
 from biggraph.train.batch import Batch, BatchMaker
 from biggraph.train.bucket import BucketTrainer
-from biggraph.train.kernels import jit, mathematics
+from biggraph.train.kernels import batch, distinct, draws, jit, mathematics
+from biggraph.train.kernels.compiling import compile_all
 from biggraph.train.kernels.room import Numbering
 from biggraph.train.kernels.step import CompiledStep
 from biggraph.train.step import ReferenceStep, StepSettings, train_step
@@ -327,3 +328,11 @@ def test_compiled_code_is_kept_by_the_digest_of_all_sources(tmp_path, monkeypatc
     assert next(iter((tmp_path / "biggraph").iterdir())).name.startswith("kernels-")
     monkeypatch.setattr(jit, "_DIGEST", "other sources")
     assert not jit.kept("double")
+
+
+def test_all_kernels_can_be_compiled_ahead():
+    compile_all()
+    for kernel in (batch.differentiate, distinct.number, distinct.adagrad, distinct.row_adagrad,
+                   draws.draw_ids, draws.draw_kept, draws.weigh):  # fmt: skip
+        assert kernel.signatures
+        assert jit.kept(kernel.__name__)
