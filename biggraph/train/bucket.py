@@ -191,7 +191,7 @@ class BucketTrainer:
         weights = self._model.relation_weights.numpy()[edges.rel]
         if edges.weight is not None:
             weights = weights * edges.weight
-        for group in set(np.unique(groups).tolist()) - self._untrained.keys():
+        for group in set(np.flatnonzero(np.bincount(groups)).tolist()) - self._untrained.keys():
             positions = next(found for found in plan if groups[found[0]] == group)
             (batch,) = self._maker.batches(edges, [positions], populations, generator)
             self._untrained[group] = untrained_loss(self._settings, batch)

@@ -48,6 +48,8 @@ class Reservoir:
         Raises:
             FormatError, StorageError: a partition could not be read.
         """
+        if not self._rows:
+            return {}
         loaded: dict[tuple[Side, str], set[int]] = {}
         for side, key in uses:
             loaded.setdefault((side, key.entity_type), set()).add(key.index)
@@ -58,7 +60,7 @@ class Reservoir:
                 for index in range(self._schema.entity_type(name).partitions)
                 if index not in indices
             ]
-            if self._rows and others:
+            if others:
                 found[side, name] = torch.cat(others)
         return found
 
