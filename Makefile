@@ -45,6 +45,7 @@ test-all: install
 
 # The cluster in a simulated world, for BIGGRAPH_SEEDS seeds (20,000: about an hour).
 chaos: install
+	$(COMPILE)
 	$(PYTEST) -m chaos -n $(JOBS)
 
 check: lint type test
