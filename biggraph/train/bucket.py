@@ -21,7 +21,7 @@ from biggraph.model.model import Model
 from biggraph.train.batch import BatchMaker, Populations
 from biggraph.train.kernels.blas import one_thread
 from biggraph.train.reservoir import Outside
-from biggraph.train.step import ReferenceStep, Step, StepSettings, Tables, untrained_loss
+from biggraph.train.step import Lesson, ReferenceStep, Step, StepSettings, Tables, untrained_loss
 from biggraph.types import Bucket, Edges, mix_seed
 
 # Generators of one (epoch, bucket) differ in this last part of their seed.
@@ -128,9 +128,8 @@ class BucketTrainer:
         def work(worker: int) -> tuple[int, float]:
             torch.set_num_threads(1)
             step, share = self._steps[worker], plan[worker :: self._threads]
-            step.begin(
-                self._settings, tables, outside, edges, populations, mix_seed(*seeds, worker)
-            )
+            seed = mix_seed(*seeds, worker)
+            step.begin(Lesson(self._settings, tables, outside, edges, populations, seed))
             try:
                 return self._train_share(bucket, step, share, failed, on_batch)
             except BaseException:

@@ -300,28 +300,32 @@ def _penalty(
     return (penalty_CP * batch.valid_CP).sum()
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What a thread needs to train batches of one bucket.
+
+    Args:
+        settings: with the learning rates of now.
+        tables: by (side, entity type) of the bucket; rows and state change in place.
+        outside: rows of the reservoir, by (side, entity type).
+        edges: of the bucket.
+        populations: from `BatchMaker.populations`.
+        seed: of candidates and dropout.
+    """
+
+    settings: StepSettings
+    tables: Tables
+    outside: Outside
+    edges: Edges
+    populations: Populations
+    seed: int
+
+
 class Step(Protocol):
     """What a training thread does with one batch after another."""
 
-    def begin(
-        self,
-        settings: StepSettings,
-        tables: Tables,
-        outside: Outside,
-        edges: Edges,
-        populations: Populations,
-        seed: int,
-    ) -> None:
-        """Train batches of these edges from now on.
-
-        Args:
-            settings: with the learning rates of now.
-            tables: by (side, entity type) of the bucket; rows and state change in place.
-            outside: rows of the reservoir, by (side, entity type).
-            edges: of the bucket.
-            populations: from `BatchMaker.populations`.
-            seed: of candidates and dropout.
-        """
+    def begin(self, lesson: Lesson) -> None:
+        """Train batches of this bucket from now on."""
 
     def __call__(self, positions: NDArray[np.int64]) -> float:
         """Train one batch and return its loss, see `train_step`.
@@ -336,28 +340,20 @@ class ReferenceStep:
 
     Args:
         model: holds the relation parameters, which change.
-        settings: loss, regularization, learning rates.
+        settings: not used: those of each lesson are.
         maker: draws candidates.
     """
 
     def __init__(self, model: Model, settings: StepSettings, maker: BatchMaker) -> None:
-        self._model, self._settings, self._maker = model, settings, maker
+        self._model, self._maker = model, maker
 
-    def begin(
-        self,
-        settings: StepSettings,
-        tables: Tables,
-        outside: Outside,
-        edges: Edges,
-        populations: Populations,
-        seed: int,
-    ) -> None:
-        """Train batches of these edges from now on."""
-        self._settings, self._tables, self._outside = settings, tables, outside
-        self._edges, self._populations = edges, populations
-        self._generator = torch.Generator().manual_seed(seed)
+    def begin(self, lesson: Lesson) -> None:
+        """Train batches of this bucket from now on."""
+        self._lesson = lesson
+        self._generator = torch.Generator().manual_seed(lesson.seed)
 
     def __call__(self, positions: NDArray[np.int64]) -> float:
         """Train one batch and return its loss."""
-        (batch,) = self._maker.batches(self._edges, [positions], self._populations, self._generator)
-        return train_step(self._model, self._settings, self._tables, self._outside, batch)
+        given = self._lesson
+        (batch,) = self._maker.batches(given.edges, [positions], given.populations, self._generator)
+        return train_step(self._model, given.settings, given.tables, given.outside, batch)

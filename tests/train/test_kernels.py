@@ -24,7 +24,7 @@ from biggraph.train.kernels import batch, distinct, draws, jit, mathematics
 from biggraph.train.kernels.compiling import compile_all
 from biggraph.train.kernels.room import Numbering
 from biggraph.train.kernels.step import CompiledStep
-from biggraph.train.step import ReferenceStep, StepSettings, train_step
+from biggraph.train.step import Lesson, ReferenceStep, StepSettings, train_step
 from biggraph.types import Bucket, Edges, PartitionKey, Side
 
 
@@ -117,9 +117,8 @@ class World:
 
     def compiled(self):
         step = CompiledStep(self.model, self.settings, self.maker)
-        step.begin(
-            self.settings, self.tables, self.far, self.edges, self.populations, self.case.seed
-        )
+        settings, seed = self.settings, self.case.seed
+        step.begin(Lesson(settings, self.tables, self.far, self.edges, self.populations, seed))
         return step
 
     def as_reference(self, compiled):

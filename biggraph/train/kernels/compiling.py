@@ -16,7 +16,7 @@ from biggraph.storage.table import EmbeddingTable
 from biggraph.train.batch import BatchMaker
 from biggraph.train.kernels.blas import one_thread
 from biggraph.train.kernels.step import CompiledStep
-from biggraph.train.step import StepSettings
+from biggraph.train.step import Lesson, StepSettings
 from biggraph.types import Edges, PartitionKey, Side
 
 
@@ -33,6 +33,6 @@ def compile_all() -> None:
         tables = {(side, "e"): table for side in Side}
         populations = maker.populations(edges, dict.fromkeys(tables, (9, 9, 0)))
         step = CompiledStep(model, settings, maker)
-        step.begin(settings, tables, {}, edges, populations, 0)
+        step.begin(Lesson(settings, tables, {}, edges, populations, 0))
         with one_thread():
             step(np.arange(4))

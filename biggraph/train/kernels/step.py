@@ -12,16 +12,14 @@ from numpy.typing import NDArray
 
 from biggraph.model.model import Model, RelationGroup
 from biggraph.storage.table import EmbeddingTable
-from biggraph.train.batch import BatchMaker, Populations
+from biggraph.train.batch import BatchMaker
 from biggraph.train.kernels import comparators, losses, operators
 from biggraph.train.kernels.batch import differentiate
 from biggraph.train.kernels.chunk import Draw, Edges, End, Recipe
 from biggraph.train.kernels.distinct import adagrad, gather_columns, row_adagrad
 from biggraph.train.kernels.room import Buffer, Numbering, RoomMaker
 from biggraph.train.kernels.sampler import Sampler, nothing
-from biggraph.train.reservoir import Outside
-from biggraph.train.step import StepSettings, Tables
-from biggraph.types import Edges as BucketEdges
+from biggraph.train.step import Lesson, StepSettings
 from biggraph.types import Side
 
 Floats = NDArray[np.float32]
@@ -87,28 +85,10 @@ class CompiledStep:
         self._rows = {side: Numbering() for side in Side}
         self._buffers = {(side, use): Buffer() for side in Side for use in _USES}
 
-    def begin(
-        self,
-        settings: StepSettings,
-        tables: Tables,
-        outside: Outside,
-        edges: BucketEdges,
-        populations: Populations,
-        seed: int,
-    ) -> None:
-        """Train batches of these edges from now on.
-
-        Args:
-            settings: as of the constructor, with the learning rates of now.
-            tables: by (side, entity type); rows and state change in place.
-            outside: rows of the reservoir, by (side, entity type).
-            edges: of the bucket.
-            populations: from `BatchMaker.populations`.
-            seed: of the candidates.
-        """
-        self._settings, self._tables, self._outside = settings, tables, outside
-        self._edges, self._populations = edges, populations
-        self._sampler.begin(seed)
+    def begin(self, lesson: Lesson) -> None:
+        """Train batches of this bucket from now on."""
+        self._lesson, self._settings = lesson, lesson.settings
+        self._sampler.begin(lesson.seed)
 
     def __call__(self, positions: Ids) -> float:
         """Train one batch; return its loss as `train_step` does.
@@ -120,15 +100,15 @@ class CompiledStep:
 
     def draw(self, positions: Ids) -> CompiledBatch:
         """Return a batch with its candidates."""
-        rel = self._edges.rel[positions].astype(np.int64)
+        rel = self._lesson.edges.rel[positions].astype(np.int64)
         group = self._model.groups[int(self._model.group_of[rel[0]])]
         weight = self._model.relation_weights.numpy()[rel]
-        if self._edges.weight is not None:
-            weight = weight * self._edges.weight[positions]
-        ids = {side: getattr(self._edges, side)[positions].astype(np.int64) for side in Side}
+        if self._lesson.edges.weight is not None:
+            weight = weight * self._lesson.edges.weight[positions]
+        ids = {side: getattr(self._lesson.edges, side)[positions].astype(np.int64) for side in Side}
         draws = {
             side: self._sampler.draw(
-                self._populations[group.index, side],
+                self._lesson.populations[group.index, side],
                 self._far_rows(group, side),
                 ids[side],
                 self._maker.chunk_size(len(positions)),
@@ -140,7 +120,7 @@ class CompiledStep:
     def train(self, batch: CompiledBatch) -> float:
         """Move the rows and relation parameters of a batch one step; return its loss."""
         size, group = len(batch.place), batch.group
-        tables = {side: self._tables[side, group.entity_type(side)] for side in Side}
+        tables = {side: self._lesson.tables[side, group.entity_type(side)] for side in Side}
         place = np.empty(size, np.int32)
         self._relations.begin(size)
         self._relations.add(batch.place, place)
@@ -160,7 +140,7 @@ class CompiledStep:
         return float(loss) / size
 
     def _far_rows(self, group: RelationGroup, side: Side) -> Floats:
-        rows = self._outside.get((side, group.entity_type(side)))
+        rows = self._lesson.outside.get((side, group.entity_type(side)))
         return self._not_replaced.far_rows if rows is None else rows.numpy()
 
     def _recipe(self, group: RelationGroup, size: int) -> Recipe:
@@ -196,7 +176,7 @@ class CompiledStep:
         for sides in [tuple(Side)] if same else [(side,) for side in Side]:
             numbering = self._rows[sides[0]]
             draws = [batch.draws[side] for side in sides if side in batch.draws]
-            if any(self._maker.covers(self._populations[batch.group.index, side])
+            if any(self._maker.covers(self._lesson.populations[batch.group.index, side])
                    for side in sides if side in batch.draws):  # fmt: skip
                 numbering.begin_whole(len(tables[sides[0]].rows))
             else:
