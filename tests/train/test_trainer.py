@@ -20,7 +20,10 @@ from biggraph.sections import RelationConfig
 from biggraph.storage import fsops
 from biggraph.storage.checkpoint import Checkpoint
 from biggraph.storage.run import RunDirectory
+from biggraph.train.bucket import BucketTrainer
 from biggraph.train.build import build
+from biggraph.train.kernels.step import CompiledStep
+from biggraph.train.step import ReferenceStep
 from biggraph.train.trainer import Trainer
 from tests.storage.doubles import Crash, Fault
 
@@ -488,3 +491,23 @@ def test_divergence_goes_back_to_the_last_commit_at_half_the_rate(
     other = Checkpoint.open(tmp_path / "quarter", "latest")
     for key in checkpoint.state.facts.schema.partition_keys():
         assert np.array_equal(checkpoint.rows(key, slice(None)), other.rows(key, slice(None)))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("compiled", CompiledStep), ("reference", ReferenceStep)]
+)
+def test_the_run_file_chooses_step_and_rates(graph_path, tmp_path, monkeypatch, name, kind):
+    rates, steps = [], set()
+    genuine = BucketTrainer.set_rate
+
+    def set_rate(self, rate):
+        rates.append(rate)
+        steps.update(type(step) for step in self._steps)
+        genuine(self, rate)
+
+    monkeypatch.setattr(BucketTrainer, "set_rate", set_rate)
+    api.train(
+        make_run(graph_path, tmp_path / "run", train__step=name, optimizer__lr_end=0.5), quiet=True
+    )
+    assert list(dict.fromkeys(rates)) == [1.0, 0.75, 0.5]
+    assert steps == {kind}
