@@ -26,6 +26,7 @@ from tests.dist.simulation.stage import Stage, play
 from tests.dist.simulation.world import Process, World, begin
 
 CALM_S = 400.0  # virtual seconds within which a run has to end once nothing disturbs it
+NOTICE_S = 20.0  # within which a coordinator whose run another one has finished has to end
 
 
 @dataclass
@@ -147,6 +148,11 @@ class Simulation:
         self.counts["calm s"] = int(self.world.now - began)
         if not self.over:
             self.world.defect("the run does not end")
+            return
+        self.world.sleep(NOTICE_S)
+        for process in self.processes:
+            if process.name.startswith("c") and not process.dead:
+                self.world.defect(f"{process.name} goes on, though another one finished the run")
 
     def audit(self) -> list[str]:
         """Return what is wrong in the end."""
