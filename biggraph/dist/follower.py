@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from biggraph.dist.parameter_server import Sums
-from biggraph.dist.vector import cut, flatten
 from biggraph.errors import FormatError
 from biggraph.storage.files import FileRef, read_arrays
 from biggraph.storage.place import RESTORE, Place
 from biggraph.storage.reading import LogReader
+from biggraph.storage.relations import delta_of
 from biggraph.storage.state import RunState
+from biggraph.storage.vector import cut, flatten
 
 _ATTEMPTS = 20
 
@@ -101,9 +102,10 @@ class Follower:
         self._folded = wanted
 
     def _slice(self, ref: FileRef, *, base: bool) -> Tensor:
-        whole = flatten(read_arrays(self._place, ref)[0])
+        arrays, where = read_arrays(self._place, ref)[0], self._place.where(ref.path)
+        whole = flatten(arrays) if base else torch.from_numpy(delta_of(arrays, where))
         if base:
             self._size = len(whole)
         if len(whole) != self._size:
-            raise FormatError(f"{self._place.where(ref.path)}: not the parameters of this run")
+            raise FormatError(f"{where}: not the parameters of this run")
         return whole[cut(self._size, self._index, self._count)].clone()

@@ -16,16 +16,17 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from biggraph.dist.vector import flatten
 from biggraph.errors import FormatError
 from biggraph.storage.files import Arrays, FileRef
 from biggraph.storage.place import files_of_a_commit
 from biggraph.storage.records import Work
-from biggraph.storage.relations import add_delta
+from biggraph.storage.relations import delta_of
 from biggraph.storage.run import RunDirectory
+from biggraph.storage.vector import flatten, unflatten
 
 
 class Sums:
@@ -122,9 +123,10 @@ class ParameterServer:
     """
 
     def __init__(self, arrays: Arrays, read: Callable[[FileRef], Arrays]) -> None:
-        self._committed = {name: array.copy() for name, array in arrays.items()}
+        zero = np.float32(0)
+        self._forms = {name: np.broadcast_to(zero, array.shape) for name, array in arrays.items()}
         self._read = read
-        self._sums = Sums(flatten(self._committed))
+        self._sums = Sums(flatten(arrays))
 
     @property
     def exchanges(self) -> int:
@@ -137,37 +139,37 @@ class ParameterServer:
 
     def arrays(self) -> Arrays:
         """Return a copy of the committed parameters."""
-        return {name: array.copy() for name, array in self._committed.items()}
+        return unflatten(self._sums.committed.clone(), self._forms)
 
     def begin(self, fence: int) -> None:
         """Take deltas of a lease from now on."""
         self._sums.follow(self._sums.committed, self._sums.fences | {fence})
 
-    def check(self, work: Work) -> Arrays:
-        """Return the delta of a commit.
+    def check(self, work: Work) -> Tensor:
+        """Return the delta of a commit [n].
 
         Raises:
             CommitUnreadable: its file cannot be read.
-            FormatError: there is none, its file is damaged, has other shapes or is not finite.
+            FormatError: there is none, its file is damaged, of another size or not finite.
         """
         if work.delta is None or work.relations is not None:
             raise FormatError("a commit among several workers brings a delta, and nothing else")
+        path = work.delta.path
         try:
             with files_of_a_commit():
-                delta = self._read(work.delta)
+                delta = torch.from_numpy(delta_of(self._read(work.delta), path))
         except FileNotFoundError:
-            raise FormatError(f"{work.delta.path}: missing") from None
-        expected = {name: (array.shape, array.dtype) for name, array in self._committed.items()}
-        if {name: (array.shape, array.dtype) for name, array in delta.items()} != expected:
-            raise FormatError(f"{work.delta.path}: not the relation parameters of this run")
-        if not bool(torch.isfinite(flatten(delta)).all()):
-            raise FormatError(f"{work.delta.path}: not finite")
+            raise FormatError(f"{path}: missing") from None
+        if delta.shape != self._sums.committed.shape:
+            raise FormatError(f"{path}: not the relation parameters of this run")
+        if not bool(torch.isfinite(delta).all()):
+            raise FormatError(f"{path}: not finite")
         return delta
 
-    def commit(self, fence: int, following: int, delta: Arrays) -> None:
+    def commit(self, fence: int, following: int, delta: Tensor) -> None:
         """Count a lease's delta for good; its worker goes on under another lease."""
-        add_delta(self._committed, delta, f"lease {fence}")
-        self._sums.follow(flatten(self._committed), self._sums.fences - {fence} | {following})
+        committed = self._sums.committed + delta
+        self._sums.follow(committed, self._sums.fences - {fence} | {following})
 
     def drop(self, fence: int) -> None:
         """Forget a lease."""

@@ -12,12 +12,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from biggraph.dist.vector import cut, flatten, set_to, unflatten
 from biggraph.errors import BigGraphError, DivergenceError, RemoteError
 from biggraph.model.relations import RelationParameters
 from biggraph.storage.files import Arrays, FileRef
-from biggraph.storage.relations import write_relations
+from biggraph.storage.relations import write_delta, write_relations
 from biggraph.storage.store import DiskStore
+from biggraph.storage.vector import cut, flatten, set_to
 
 
 class Keeper(Protocol):
@@ -168,8 +168,7 @@ class SharedParameters:
             if not bool(torch.isfinite(delta).all()):
                 raise DivergenceError("relation parameters are not finite; the last commit is kept")
             self.bytes_written += delta.nbytes
-            arrays = unflatten(delta, self._arrays)
-            return None, write_relations(store.place, store.fence, arrays)
+            return None, write_delta(store.place, store.fence, delta.numpy())
 
     def committed(self, fence: int) -> None:
         """What was saved is part of the run now, so it is part of the reference."""

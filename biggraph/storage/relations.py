@@ -20,9 +20,11 @@ from biggraph.storage.files import Arrays, FileRef, read_arrays, write_arrays
 from biggraph.storage.place import Place
 from biggraph.storage.state import Snapshot
 from biggraph.storage.store import parameters_path
+from biggraph.storage.vector import add
 
 OPTIMIZER_PREFIX = "optimizer."  # of arrays that are optimizer state
 TABLE_PREFIX = "table."  # of tables of shared entity types
+_DELTA = "delta"  # the only array of a delta's file
 
 
 def table_name(entity_type: str) -> str:
@@ -35,13 +37,42 @@ def table_name(entity_type: str) -> str:
 
 
 def write_relations(place: Place, fence: int, arrays: Mapping[str, NDArray[Any]]) -> FileRef:
-    """Write relation parameters, or what is to be added to them, under a lease.
+    """Write relation parameters under a lease.
 
     Raises:
         StorageError: the place refused.
     """
     found = {name: np.asarray(array) for name, array in arrays.items()}
     return write_arrays(place, parameters_path(fence), found, {"fence": fence})
+
+
+def write_delta(place: Place, fence: int, delta: NDArray[np.float32]) -> FileRef:
+    """Write what is to be added to the relation parameters, under a lease.
+
+    It is one array, since every commit of every worker is read again, at once by the coordinator:
+    a file of many arrays takes several times as long to parse.
+
+    Args:
+        place: of the run.
+        fence: of the lease.
+        delta: of all parameters, in the order of `vector.flatten` [n].
+
+    Raises:
+        StorageError: the place refused.
+    """
+    return write_arrays(place, parameters_path(fence), {_DELTA: delta}, {"fence": fence})
+
+
+def delta_of(arrays: Arrays, where: str) -> NDArray[np.float32]:
+    """Return the vector [n] of a delta's file, given the arrays in it.
+
+    Raises:
+        FormatError: the file `where` holds something else.
+    """
+    delta = arrays.get(_DELTA)
+    if delta is None or len(arrays) != 1 or delta.dtype != np.float32 or delta.ndim != 1:
+        raise FormatError(f"{where}: not a delta of relation parameters")
+    return delta
 
 
 def read_relations(place: Place, snapshot: Snapshot) -> Arrays:
@@ -64,21 +95,18 @@ def sum_relations(place: Place, snapshot: Snapshot, read: Callable[[FileRef], Ar
         return {}
     arrays = {name: np.array(array) for name, array in read(snapshot.relations).items()}
     for delta in snapshot.deltas:
-        add_delta(arrays, read(delta), place.where(delta.path))
+        where = place.where(delta.path)
+        add_delta(arrays, delta_of(read(delta), where), where)
     return arrays
 
 
-def add_delta(arrays: Arrays, delta: Mapping[str, NDArray[Any]], where: str) -> None:
-    """Add a delta to relation parameters, in place.
+def add_delta(arrays: Arrays, delta: NDArray[np.float32], where: str) -> None:
+    """Add a delta [n] to relation parameters, in place.
 
     Raises:
-        FormatError: other names, shapes or types; names the file `where`.
+        FormatError: another number of parameters; names the file `where`.
     """
-    if _forms(delta) != _forms(arrays):
-        raise FormatError(f"{where}: its arrays are not those of the relation parameters")
-    for name, array in delta.items():
-        arrays[name] += array
-
-
-def _forms(arrays: Mapping[str, NDArray[Any]]) -> dict[str, tuple[tuple[int, ...], str]]:
-    return {name: (array.shape, array.dtype.str) for name, array in arrays.items()}
+    size = sum(array.size for array in arrays.values())
+    if len(delta) != size:
+        raise FormatError(f"{where}: {len(delta):,} relation parameters, expected {size:,}")
+    add(arrays, delta)

@@ -9,7 +9,7 @@ import torch
 from biggraph.dist.follower import Follower
 from biggraph.dist.parameter_server import ParameterServer, Sums
 from biggraph.dist.parameters import SharedParameters
-from biggraph.dist.vector import cut, flatten
+from biggraph.storage.vector import cut, flatten
 from biggraph.errors import FormatError, LinkLost, RemoteError, StorageError
 from biggraph.model.relations import RelationParameters
 from biggraph.storage.files import read_arrays

@@ -49,7 +49,7 @@ def test_a_lost_lease_takes_its_delta_along(server):
 
 def test_a_commit_counts_what_it_brings_and_not_what_was_pushed(server):
     server.exchange({"fence": 1}, vector(9, 9))
-    server.commit(1, 3, {"w": np.ones(2, np.float32)})
+    server.commit(1, 3, torch.ones(2))
     assert view(server, 2) == [1, 1]
     assert view(server, 3) == [1, 1]
     assert server.exchange({"fence": 3}, vector(0, 0))[0]["live"]

@@ -10,9 +10,10 @@ from biggraph.storage import log
 from biggraph.storage.checkpoint import Checkpoint
 from biggraph.storage.folder import Folder
 from biggraph.storage.records import Work
-from biggraph.storage.relations import write_relations
+from biggraph.storage.relations import write_delta
 from biggraph.storage.run import RunDirectory, read_state
 from biggraph.storage.store import initial_table
+from biggraph.storage.vector import flatten
 from tests.storage.doubles import (
     CONFIG,
     DIMENSION,
@@ -229,7 +230,7 @@ def arrays(value, **more):
 def add(worker, delta):
     """Commit a delta, and return its file."""
     run, fence = worker.run, worker.store.fence
-    ref = write_relations(run.place, fence, delta)
+    ref = write_delta(run.place, fence, flatten(delta).numpy())
     worker.store.fence = run.commit(fence, Work(run.state.epoch + 1, (), (), None, ref, 0, {}))
     return run.place.root / ref.path
 
@@ -294,9 +295,9 @@ def test_a_damaged_base_or_delta_is_named(summed, victim):
 @pytest.mark.parametrize(
     ("delta", "problem"),
     [
-        (arrays(8, v=np.float32([1])), "its arrays are not those of the relation parameters"),
-        ({"w": np.float32([1] * 3)}, "its arrays are not those of the relation parameters"),
-        (arrays(np.inf), "w is not finite"),
+        (arrays(8, v=np.float32([1])), "7 relation parameters, expected 6"),
+        ({"w": np.float32([1] * 3)}, "3 relation parameters, expected 6"),
+        (arrays(np.inf), "delta is not finite"),
     ],
 )
 def test_a_delta_that_cannot_be_added_is_described(summed, delta, problem):

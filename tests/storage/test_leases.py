@@ -6,9 +6,10 @@ import pytest
 from biggraph.errors import FormatError
 from biggraph.storage.checkpoint import Checkpoint
 from biggraph.storage.records import Head, Lease, Work
-from biggraph.storage.relations import write_relations
+from biggraph.storage.relations import write_delta, write_relations
 from biggraph.storage.run import RunDirectory, read_state
 from biggraph.storage.table import advance_chain
+from biggraph.storage.vector import flatten
 from biggraph.types import Bucket
 from tests.storage.doubles import BUCKETS, CONFIG, SCHEMA, facts
 
@@ -231,10 +232,10 @@ def test_a_new_base_takes_the_place_of_base_and_deltas(run, path):
     run.rebase(arrays(1))
     base = run.state.relations
     a = run.begin_lease("a", 1)
-    first = write_relations(run.place, a, arrays(2))
+    first = write_delta(run.place, a, flatten(arrays(2)).numpy())
     b = run.commit(a, work_on(run, a, B00, delta=first))
     run.snapshot("kept")
-    second = write_relations(run.place, b, arrays(4))
+    second = write_delta(run.place, b, flatten(arrays(4)).numpy())
     run.commit(b, work_on(run, b, B01, delta=second))
     assert run.relations()["w"].tolist() == [7, 7, 7]
     summed = run.relations()

@@ -1,5 +1,7 @@
 """Relation parameters: base + deltas, in the order of the log, bit by bit."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,8 +9,9 @@ from hypothesis import strategies as st
 
 from biggraph.errors import FormatError
 from biggraph.storage.folder import Folder
-from biggraph.storage.relations import add_delta, read_relations, write_relations
+from biggraph.storage.relations import add_delta, read_relations, write_delta, write_relations
 from biggraph.storage.state import Snapshot
+from biggraph.storage.vector import flatten
 
 FLOATS = st.floats(-1e9, 1e9, width=32)
 
@@ -17,8 +20,11 @@ def write_all(folder, versions):
     """Write a base and its deltas; return a state that names them."""
     place = Folder(folder)
     place.make_folder("relations")
-    refs = [write_relations(place, fence, arrays) for fence, arrays in enumerate(versions, 1)]
-    return place, Snapshot(0, 0, {}, refs[0], tuple(refs[1:]))
+    base = write_relations(place, 1, versions[0])
+    deltas = [
+        write_delta(place, n, flatten(delta).numpy()) for n, delta in enumerate(versions[1:], 2)
+    ]
+    return place, Snapshot(0, 0, {}, base, tuple(deltas))
 
 
 def float32(*values):
@@ -62,27 +68,35 @@ def test_before_a_commit_there_are_none(tmp_path):
     assert read_relations(Folder(tmp_path), Snapshot(0, 0, {}, None, ())) == {}
 
 
-@pytest.mark.parametrize(
-    "delta",
-    [
-        {"v": float32(1, 2)},
-        {},
-        {"w": float32(1, 2), "v": float32(1)},
-        {"w": float32(1)},
-        {"w": float32(1, 2).reshape(1, 2)},
-        {"w": np.array([1.0, 2.0])},
-    ],
-    ids=["other name", "none", "one more", "shorter", "other shape", "other type"],
-)
-def test_a_delta_that_does_not_fit_is_named(tmp_path, delta):
+@pytest.mark.parametrize("size", [0, 1, 3])
+def test_a_delta_that_does_not_fit_is_named(tmp_path, size):
+    delta = {"w": np.ones(size, np.float32)}
     place, snapshot = write_all(tmp_path, [{"w": float32(1, 2)}, {"w": float32(0, 0)}, delta])
     file = tmp_path / snapshot.deltas[1].path
-    with pytest.raises(FormatError, match=f"{file}: its arrays are not those"):
+    with pytest.raises(FormatError, match=f"{file}: {size} relation parameters, expected 2"):
         read_relations(place, snapshot)
     arrays = {"w": float32(1, 2)}
-    with pytest.raises(FormatError, match="here: its arrays are not those"):
-        add_delta(arrays, delta, "here")
+    with pytest.raises(FormatError, match=f"here: {size} relation parameters, expected 2"):
+        add_delta(arrays, delta["w"], "here")
     assert arrays["w"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"w": float32(1, 2)},
+        {},
+        {"delta": float32(1, 2), "v": float32(1)},
+        {"delta": float32(1, 2).reshape(1, 2)},
+        {"delta": np.array([1.0, 2.0])},
+    ],
+    ids=["other name", "none", "one more", "other shape", "other type"],
+)
+def test_a_file_that_is_no_delta_is_refused(tmp_path, arrays):
+    place, snapshot = write_all(tmp_path, [{"w": float32(1, 2)}])
+    ref = write_relations(place, 2, arrays)
+    with pytest.raises(FormatError, match=f"{tmp_path / ref.path}: not a delta of relation"):
+        read_relations(place, replace(snapshot, deltas=(ref,)))
 
 
 def test_files_that_are_gone_or_damaged_are_named(tmp_path):

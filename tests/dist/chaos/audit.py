@@ -152,14 +152,22 @@ def _check_relations(run: Path, kept: Path, log: list[dict]) -> list[str]:
     for record in log:
         body = record["body"]
         if record["kind"] == "commit":
-            delta = read(_find(run, kept, body["work"]["delta"]["path"]))
-            total = {name: total[name] + delta[name] for name in total}
+            (delta,) = read(_find(run, kept, body["work"]["delta"]["path"])).values()
+            total = _sum(total, delta)
         if record["kind"] == "relations":
             base = read(_find(run, kept, body["relations"]["path"]))
             if total is not None and not same(total, base):
                 problems.append(f"record {record['number']}: not the sum of the deltas")
             total = base
     return problems
+
+
+def _sum(total: dict[str, np.ndarray], delta: np.ndarray) -> dict[str, np.ndarray]:
+    """Add a flat delta to arrays that follow each other in it in the order of their names."""
+    ends = np.cumsum([total[name].size for name in sorted(total)])
+    assert ends[-1] == len(delta)
+    parts = dict(zip(sorted(total), np.split(delta, ends[:-1]), strict=True))
+    return {name: array + parts[name].reshape(array.shape) for name, array in total.items()}
 
 
 def _find(run: Path, kept: Path, name: str) -> Path:

@@ -32,19 +32,25 @@ def cut(size: int, index: int, count: int) -> slice:
 
 def unflatten(vector: Tensor, like: Mapping[str, NDArray[np.float32]]) -> Arrays:
     """Return views of a vector with the names and shapes of `like`."""
-    return dict(_slices(vector, like))
+    return dict(_slices(vector.numpy(), like))
 
 
 def set_to(arrays: Mapping[str, NDArray[np.float32]], vector: Tensor) -> None:
     """Set arrays to a vector, in place."""
-    for name, part in _slices(vector, arrays):
+    for name, part in _slices(vector.numpy(), arrays):
         arrays[name][...] = part
 
 
+def add(arrays: Mapping[str, NDArray[np.float32]], vector: NDArray[np.float32]) -> None:
+    """Add a vector to arrays, in place."""
+    for name, part in _slices(vector, arrays):
+        arrays[name] += part
+
+
 def _slices(
-    vector: Tensor, like: Mapping[str, NDArray[np.float32]]
+    flat: NDArray[np.float32], like: Mapping[str, NDArray[np.float32]]
 ) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    flat, start = vector.numpy(), 0
+    start = 0
     for name in sorted(like):
         stop = start + like[name].size
         yield name, flat[start:stop].reshape(like[name].shape)
