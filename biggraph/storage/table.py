@@ -10,6 +10,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,8 +54,19 @@ def new_table(
         seed: of the generator; equal seeds give equal tables.
     """
     generator = torch.Generator().manual_seed(seed)
-    rows = torch.randn(shape, generator=generator).mul_(init_scale)
-    return EmbeddingTable(key, rows, torch.zeros(shape[:1] if row_wise else shape), new_chain(key))
+    rows = torch.randn(shape, generator=generator, out=empty(shape)).mul_(init_scale)
+    state = empty(shape[:1] if row_wise else shape).zero_()
+    return EmbeddingTable(key, rows, state, new_chain(key))
+
+
+def empty(shape: tuple[int, ...]) -> Tensor:
+    """Return a float32 tensor of that shape for tables; its values are whatever memory held.
+
+    A batch touches rows all over a table, and with pages of 4 KiB nearly each of them costs a walk
+    through the page tables. NumPy asks the system for huge pages where there are some, torch does
+    not unless the environment says so.
+    """
+    return torch.from_numpy(np.empty(shape, np.float32))
 
 
 def new_chain(key: PartitionKey) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from biggraph.schema import GraphSchema
-from biggraph.storage.table import EmbeddingTable
+from biggraph.storage.table import EmbeddingTable, empty
 from biggraph.types import Bucket, Edges, IntArray, PartitionKey
 
 # First row of each partition in its type's tensor.
@@ -49,8 +49,8 @@ def _join(parts: list[EmbeddingTable]) -> EmbeddingTable:
     count = sum(len(part.rows) for part in parts)
     shared = whole is not None and len(whole) == count
     if not (shared and all(part.rows._base is whole for part in parts)):
-        rows = torch.cat([part.rows for part in parts])
-        state = torch.cat([part.state for part in parts])
+        rows = _in_one([part.rows for part in parts])
+        state = _in_one([part.state for part in parts])
         start = 0
         for part in parts:
             stop = start + len(part.rows)
@@ -60,6 +60,11 @@ def _join(parts: list[EmbeddingTable]) -> EmbeddingTable:
     assert whole is not None
     assert sums is not None
     return EmbeddingTable(parts[0].key, whole, sums, "")
+
+
+def _in_one(tensors: list[torch.Tensor]) -> torch.Tensor:
+    count = sum(len(tensor) for tensor in tensors)
+    return torch.cat(tensors, out=empty((count, *tensors[0].shape[1:])))
 
 
 def join_edges(schema: GraphSchema, edges: Iterable[tuple[Bucket, Edges]], starts: Starts) -> Edges:
