@@ -45,4 +45,4 @@ class Attic:
         while self._waiting and self._waiting[0][0] <= now:
             _, name = self._waiting.popleft()
             if name not in kept:
-                self._run.remove(name)
+                self._run.place.remove(name)

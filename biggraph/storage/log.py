@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +60,27 @@ def require_free(place: Place, number: int) -> None:
     """Refuse a number that is taken, before anybody writes it; raises StorageError as `append`."""
     if place.size(record_name(number)) is not None:
         raise _taken(place, number)
+
+
+@contextmanager
+def reading_files(place: Place, number: int) -> Iterator[None]:
+    """Tell a file that is lost from one that another writer has removed as it went on with the run.
+
+    Args:
+        place: of the run.
+        number: of the first record that was not read.
+
+    Raises:
+        StorageError: another process has written that record.
+        FormatError: a file is missing, or whatever else the block found wrong.
+    """
+    try:
+        yield
+    except (FileNotFoundError, FormatError) as error:
+        require_free(place, number)
+        if isinstance(error, FormatError):
+            raise
+        raise FormatError(f"{error.filename}: missing{RESTORE}") from None
 
 
 def _taken(place: Place, number: int) -> StorageError:

@@ -134,8 +134,9 @@ class RunDirectory:
         unlock = place.lock()
         try:
             state = read_state(place)
-            for ref in state.files():
-                require_file(place, ref.path, ref.size)
+            with log.reading_files(place, state.number):
+                for ref in state.files():
+                    require_file(place, ref.path, ref.size)
             place.check_put_if_absent()
             fence = max(state.fence, layout.highest_fence(place)) + 1
             # Another writer has used no fence above `fence`, so none of its names either.
@@ -170,9 +171,11 @@ class RunDirectory:
         """Return the newest relation parameters with their optimizer state; {} before a commit.
 
         Raises:
-            FormatError: a file is damaged.
+            FormatError: a file is missing or damaged.
+            StorageError: another process has gone on with the run.
         """
-        return read_relations(self.place, self.state.present)
+        with log.reading_files(self.place, self.state.number):
+            return read_relations(self.place, self.state.present)
 
     def store(self, fence: int) -> DiskStore:
         """Return a store that writes under a lease."""
@@ -261,12 +264,8 @@ class RunDirectory:
         """Remove `garbage` but `keep`; return how many files. Raises as `begin_lease`."""
         names = sorted(set(self.garbage()).difference(keep))
         for name in names:
-            self.remove(name)
+            self.place.remove(name)
         return len(names)
-
-    def remove(self, name: str) -> None:
-        """Remove a file that no state names any more; raises as `collect_garbage`."""
-        self.place.remove(name)
 
     def require_own(self) -> None:
         """Refuse where another process has gone on with the run; raises StorageError."""

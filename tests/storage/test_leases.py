@@ -199,9 +199,9 @@ def test_files_that_somebody_reads_are_kept_where_asked(run, path, four):
     reading = four["silent"].files()[:1]
     run.collect_garbage([reading[0].path])
     assert data_files(path) == kept_of(four) | {reading[0].path}
-    run.remove(reading[0].path)
+    run.place.remove(reading[0].path)
     assert data_files(path) == kept_of(four)
-    run.remove(reading[0].path)  # gone is gone
+    run.place.remove(reading[0].path)  # gone is gone
 
 
 def test_beginning_anew_keeps_nothing_of_live_leases(run, path, four):

@@ -110,6 +110,28 @@ def test_a_writer_that_lost_the_race_for_a_record_removes_nothing(trained, monke
 
 
 @pytest.mark.usefixtures("no_locks")
+def test_a_writer_that_comes_while_another_one_replaces_files_says_so(trained, monkeypatch):
+    """It has read the log, and finds that the files it names are gone."""
+    stale = read_state(trained)
+    with working(trained) as (worker, cache):
+        commit(worker, trained_tables(cache))
+        worker.run.collect_garbage()
+        worker.run.state, now = stale, worker.run.state
+        with pytest.raises(StorageError, match="another process has written this record"):
+            worker.run.relations()
+        worker.run.state = now
+    assert not (trained / stale.relations.path).exists()
+    with monkeypatch.context() as patch:
+        patch.setattr("biggraph.storage.run.read_state", lambda path: stale)
+        with pytest.raises(StorageError, match="another process has written this record"):
+            RunDirectory.resume(trained)
+    with RunDirectory.resume(trained) as run:
+        (trained / run.state.relations.path).unlink()
+        with pytest.raises(FormatError, match=f"{run.state.relations.path}: missing"):
+            run.relations()
+
+
+@pytest.mark.usefixtures("no_locks")
 def test_a_replaced_writer_removes_nothing_of_its_successor(trained):
     """The old writer froze before it removed garbage, and wakes when the new one has committed."""
     with RunDirectory.resume(trained) as old:
