@@ -227,6 +227,9 @@ class CheckpointSection(Section):
         description="run directory: log, partitions, metrics; or s3://bucket/prefix, or "
         "flight://host:port,…/run"
     )
+    rows: Literal["float32", "float16"] = Field(
+        "float32", description='of embeddings in files; "float16", rounded at random, halves them'
+    )
 
 
 class ClusterSection(Section):

@@ -35,8 +35,8 @@ class CacheStatistics:
     Args:
         loads: tables read or made.
         saves: tables written.
-        bytes_loaded: size of the tables read or made.
-        bytes_saved: size of the tables written.
+        bytes_loaded: size in files of the tables read or made.
+        bytes_saved: size in files of the tables written.
         wait_s: seconds in which the caller waited for reading and writing.
     """
 
@@ -293,7 +293,7 @@ class PartitionCache:
             del self._reads[key]
             self._tables[key] = table
         self.statistics.loads += 1
-        self.statistics.bytes_loaded += self._size_of(key)
+        self.statistics.bytes_loaded += self._store.file_bytes(key)
 
     def _await_write(self, key: PartitionKey) -> None:
         if key not in self._writes:
@@ -306,7 +306,7 @@ class PartitionCache:
             self._dirty.add(key)
             raise
         self.statistics.saves += 1
-        self.statistics.bytes_saved += self._size_of(key)
+        self.statistics.bytes_saved += self._store.file_bytes(key)
         replaced, self._unclaimed[key] = self._unclaimed.get(key), saved
         if replaced is not None:
             self._store.discard(replaced)

@@ -38,6 +38,7 @@ class InitFacts:
         buckets: every non-empty bucket of the train split and its number of edges.
         shared: entity types whose only partition several workers train at the same time; their
             tables are kept with the relation parameters.
+        half: embeddings are float16 in files; in memory they are float32.
     """
 
     schema: GraphSchema
@@ -48,10 +49,21 @@ class InitFacts:
     seed: int
     buckets: BucketEdges
     shared: tuple[str, ...] = ()
+    half: bool = False
 
     def shape(self, key: PartitionKey) -> tuple[int, int]:
         """Return (count, D) of a partition's rows."""
         return self.schema.count(key), self.dimension
+
+    def table_bytes(self, key: PartitionKey) -> int:
+        """Return the bytes of a partition's rows and optimizer state in memory."""
+        count, dimension = self.shape(key)
+        return count * 4 * (dimension + (1 if self.row_wise else dimension))
+
+    def file_bytes(self, key: PartitionKey) -> int:
+        """Return the bytes of a partition's rows and optimizer state in a file."""
+        count, dimension = self.shape(key)
+        return self.table_bytes(key) - (2 * count * dimension if self.half else 0)
 
     def locked(self, bucket: Bucket) -> frozenset[PartitionKey]:
         """Return the partitions that a worker has for itself while it trains a bucket."""

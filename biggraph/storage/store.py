@@ -18,7 +18,7 @@ from biggraph.errors import FormatError
 from biggraph.storage.files import MappedArrays, read_arrays, write_arrays
 from biggraph.storage.place import RESTORE, Place
 from biggraph.storage.records import InitFacts, PartitionVersion
-from biggraph.storage.table import EmbeddingTable, check_finite, new_table
+from biggraph.storage.table import EmbeddingTable, check_finite, empty, halve, new_table
 from biggraph.types import PartitionKey, mix_seed
 
 
@@ -31,6 +31,10 @@ class PartitionStore(Protocol):
 
     def save(self, table: EmbeddingTable) -> PartitionVersion:
         """Save a table as a new version."""
+        ...
+
+    def file_bytes(self, key: PartitionKey) -> int:
+        """Return the bytes of a partition's numbers where they are saved."""
         ...
 
     def discard(self, saved: PartitionVersion) -> None:
@@ -94,17 +98,23 @@ class DiskStore:
         check_finite(table)
         before = self._newest.get(table.key)
         version = before.version + 1 if before else 1
-        arrays = {"embeddings": table.rows.numpy(), "optimizer": table.state.numpy()}
+        rows = halve(table) if self._facts.half else table.rows
+        arrays = {"embeddings": rows.numpy(), "optimizer": table.state.numpy()}
         name = partition_path(table.key, version, self.fence)
         attributes = _attributes(table.key, version, table.chain)
         file = write_arrays(self.place, name, arrays, attributes)
         self._newest[table.key] = PartitionVersion(version, file, table.chain)
         return self._newest[table.key]
 
+    def file_bytes(self, key: PartitionKey) -> int:
+        """Return the bytes of a partition's numbers in its file."""
+        return self._facts.file_bytes(key)
+
     def view(self, key: PartitionKey) -> tuple[str, Tensor]:
         """Return the chain and the rows [count, D] of the newest version; nothing may change them.
 
-        The rows of a saved version are mapped, so that only those looked at are kept in memory.
+        The rows of a saved version are mapped, so that only those looked at are kept in memory;
+        they may be float16.
 
         Raises:
             FormatError: the file is missing or damaged.
@@ -174,6 +184,8 @@ def read_table(
     if problem := describe_mismatch(facts, key, saved, shapes, attributes):
         raise FormatError(f"{place.where(saved.file.path)}: {problem}")
     rows, state = (torch.from_numpy(arrays[name]) for name in ("embeddings", "optimizer"))
+    if rows.dtype != torch.float32:
+        rows = empty(tuple(rows.shape)).copy_(rows)
     return EmbeddingTable(key, rows, state, saved.chain)
 
 

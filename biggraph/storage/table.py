@@ -17,6 +17,8 @@ from torch import Tensor
 from biggraph.errors import DivergenceError
 from biggraph.types import Bucket, PartitionKey
 
+_BLOCK = 1 << 14  # rows rounded at a time
+
 
 @dataclass(slots=True)
 class EmbeddingTable:
@@ -82,6 +84,36 @@ def advance_chain(chain: str, epoch: int, bucket: Bucket) -> str:
     """
     text = f"{chain} {epoch} {bucket.lhs} {bucket.rhs}"
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def halve(table: EmbeddingTable) -> Tensor:
+    """Return the rows of a table as float16 [count, D], rounded up or down at random.
+
+    The nearer of the two neighbours is the likelier, such that the mean is the value itself. So
+    small steps of training are not lost each time a table is saved (Gupta et al., ICML 2015). What
+    is drawn follows from the chain.
+
+    Raises:
+        DivergenceError: a value is beyond the range of float16; names the partition.
+    """
+    rows = table.rows
+    largest = torch.finfo(torch.float16).max
+    if rows.numel() and max(map(abs, map(float, rows.aminmax()))) > largest:
+        raise DivergenceError(
+            f"partition {table.key}: an embedding is beyond {largest:g}, the largest float16; the "
+            'last commit is intact: begin the run anew with checkpoint.rows = "float32", or a '
+            "lower optimizer.lr"
+        )
+    generator = torch.Generator().manual_seed(int(table.chain[:15], 16))
+    halves = torch.empty(rows.shape, dtype=torch.float16)
+    for start in range(0, len(rows), _BLOCK):
+        part = rows[start : start + _BLOCK]
+        exponent = torch.frexp(part).exponent
+        # Between two float16s there.
+        spacing = torch.ldexp(torch.ones_like(part), (exponent - 11).clamp_(min=-24))
+        steps = (part / spacing).add_(torch.rand(part.shape, generator=generator)).floor_()
+        halves[start : start + _BLOCK] = steps.mul_(spacing).clamp_(-largest, largest)
+    return halves
 
 
 def check_finite(table: EmbeddingTable) -> None:

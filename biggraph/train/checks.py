@@ -14,7 +14,6 @@ from biggraph.config import Config
 from biggraph.errors import ConfigError
 from biggraph.graph.graph import Graph
 from biggraph.storage.opening import folder_of, open_place
-from biggraph.storage.records import InitFacts
 from biggraph.storage.state import RunState
 from biggraph.types import Bucket, PartitionKey
 
@@ -150,12 +149,6 @@ def fingerprint(config: Config, graph: str) -> str:
     shared = {key: value for key, value in _flat(config).items() if not _is_in(key, _LOCAL)}
     text = json.dumps([graph, shared], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def table_bytes(facts: InitFacts, key: PartitionKey) -> int:
-    """Return the bytes of a partition's rows and optimizer state."""
-    count, dimension = facts.shape(key)
-    return count * 4 * (dimension + (1 if facts.row_wise else dimension))
 
 
 def _is_in(key: str, keys: Set[str]) -> bool:

@@ -23,7 +23,6 @@ from biggraph.train.checks import (
     check_place,
     fingerprint,
     required_paths,
-    table_bytes,
 )
 from biggraph.train.shared import choose_shared
 from biggraph.types import Bucket, PartitionKey, mix_seed
@@ -96,6 +95,9 @@ class Ground:
         return replace(facts, shared=choose_shared(facts.schema, self.table_sizes(facts)))
 
     def _facts(self) -> InitFacts:
+        checkpoint = self.config.checkpoint
+        half = checkpoint is not None and checkpoint.rows == "float16"
+
         def facts(row_wise: bool) -> InitFacts:
             return InitFacts(
                 schema=self.graph.schema,
@@ -105,6 +107,7 @@ class Ground:
                 init_scale=self.config.model.init_scale,
                 seed=self.config.train.seed,
                 buckets=dict(self.graph.splits["train"]),
+                half=half,
             )
 
         if self.config.optimizer.name != "auto":
@@ -115,7 +118,7 @@ class Ground:
 
     def table_sizes(self, facts: InitFacts) -> dict[PartitionKey, int]:
         """Return the bytes of each partition's table."""
-        return {key: table_bytes(facts, key) for key in self.graph.schema.partition_keys()}
+        return {key: facts.table_bytes(key) for key in self.graph.schema.partition_keys()}
 
     def check_memory(self, facts: InitFacts) -> None:
         """Refuse a budget too small for the largest bucket, as `checks.check_memory` does."""

@@ -78,7 +78,7 @@ class Reservoir:
     def _sample(self, key: PartitionKey) -> Tensor:
         if key not in self._samples:
             chain, rows_ND = self._store.view(key)
-            self._samples[key] = rows_ND[self._choose(key, chain)]
+            self._samples[key] = rows_ND[self._choose(key, chain)].float()
         return self._samples[key]
 
     def _choose(self, key: PartitionKey, chain: str) -> Tensor:

@@ -35,8 +35,9 @@ class Crash(BaseException):
     """Stands for the death of the process: no code may catch it and go on."""
 
 
-def facts(row_wise=False) -> InitFacts:
-    return InitFacts(SCHEMA, "fingerprint", DIMENSION, row_wise, 0.1, 7, dict(BUCKETS))
+def facts(row_wise=False, half=False) -> InitFacts:
+    buckets = dict(BUCKETS)
+    return InitFacts(SCHEMA, "fingerprint", DIMENSION, row_wise, 0.1, 7, buckets, half=half)
 
 
 def table_bytes(key) -> int:

@@ -60,6 +60,9 @@ class MemoryStore:
         values = self.versions[f"{key}/{version}"] if version else (0.0,) * (SIZES[key] // 8)
         return EmbeddingTable(key, torch.tensor(values), torch.zeros(len(values)), "")
 
+    def file_bytes(self, key):
+        return SIZES[key] // 2
+
     def _save(self, table):
         before = tuple(table.rows.tolist())
         time.sleep(self.delay)
@@ -171,7 +174,8 @@ def test_what_fits_is_read_once_and_written_at_flush_only(store):
         assert cache.flush().keys() == set(KEYS)
         assert cache.flush() == {}
         assert cache.statistics.loads == cache.statistics.saves == 5
-        assert cache.statistics.bytes_loaded == cache.statistics.bytes_saved == sum(SIZES.values())
+        stored = sum(SIZES.values()) / 2
+        assert cache.statistics.bytes_loaded == cache.statistics.bytes_saved == stored
 
 
 def test_the_least_recently_used_table_leaves(store, cache):

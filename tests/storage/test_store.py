@@ -77,3 +77,22 @@ def test_a_version_that_is_gone_is_named(tmp_path, store):
     for read in (store.load, store.view):
         with pytest.raises(FormatError, match=f"{tmp_path / saved.file.path}: missing"):
             read(ITEM)
+
+
+def test_rows_may_be_halves_in_files_and_are_floats_in_memory(tmp_path):
+    store = DiskStore(Folder(tmp_path), facts(half=True), {}, 1)
+    table = store.load(USER_0)
+    before = table.rows.clone()
+    saved = store.save(table)
+    assert torch.equal(table.rows, before)  # what goes on being trained loses nothing
+    loaded, (_, viewed) = store.load(USER_0), store.view(USER_0)
+    assert (loaded.rows.dtype, loaded.state.dtype) == (torch.float32, torch.float32)
+    assert viewed.dtype == torch.float16
+    assert torch.equal(loaded.rows, viewed.float())
+    assert not torch.equal(loaded.rows, before)
+    torch.testing.assert_close(loaded.rows, before, rtol=2**-10, atol=2**-24)
+    assert torch.equal(loaded.state, table.state)
+    whole = DiskStore(Folder(tmp_path / "whole"), facts(), {}, 1).save(table)
+    spared = store.file_bytes(USER_0) - facts().file_bytes(USER_0)
+    assert spared == -2 * before.numel()
+    assert saved.file.size < whole.file.size
