@@ -7,7 +7,7 @@ Axes: E edges, C chunks, P positives per chunk, D dimension.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,17 +87,22 @@ class BatchMaker:
         Batches of different groups are interleaved at random, so that no group comes last.
         """
         order_E = torch.randperm(len(edges), generator=generator)
-        group_E = self._model.group_of[torch.from_numpy(edges.rel.astype(np.int64))[order_E]]
-        grouped_E = order_E[torch.argsort(group_E, stable=True)]
-        counts = torch.bincount(group_E, minlength=len(self._model.groups)).tolist()
         batches = [
             batch
-            for part in torch.split(grouped_E, counts)
+            for part in self._by_group(edges, order_E)
             if len(part)
             for batch in torch.split(part, self._batch_size)
         ]
         shuffled = torch.randperm(len(batches), generator=generator).tolist()
         return [batches[i].numpy() for i in shuffled]
+
+    def _by_group(self, edges: Edges, order_E: Tensor) -> Sequence[Tensor]:
+        """Return the positions of each relation group's edges, in this order."""
+        if len(self._model.groups) == 1:
+            return [order_E]
+        group_E = self._model.group_of[torch.from_numpy(edges.rel.astype(np.int64))[order_E]]
+        counts = torch.bincount(group_E, minlength=len(self._model.groups)).tolist()
+        return torch.split(order_E[torch.argsort(group_E, stable=True)], counts)
 
     def populations(
         self, edges: Edges, sizes: Mapping[tuple[Side, str], tuple[int, int, int]]

@@ -27,8 +27,10 @@ def differentiate(recipe, left, right, left_draw, right_draw, edges, room):
     Returns:
         The sum of weighted losses over edges and replaced sides, without the penalty.
     """
+    left.gradient[:] = _F(0.0)
+    if right.gradient.ctypes.data != left.gradient.ctypes.data:
+        right.gradient[:] = _F(0.0)
     for end in (left, right):
-        end.gradient[:] = _F(0.0)
         end.parameter_gradient[:] = _F(0.0)
     total = 0.0
     # One call for both sides: what is called is compiled in place, and it is most of the code.

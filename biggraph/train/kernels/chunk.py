@@ -257,17 +257,20 @@ def _load_keys(recipe, chunk, own, draw, start, keys, room):
 
 @piece
 def _weigh(chunk, start, own, draw, scores):
-    """Add the candidates' weights, and mask those that are the true entity."""
-    p_count, drawn = scores.shape[0], _row_of(draw.ids, chunk)
+    """Add the candidates' weights, and mask those that are the true entity.
+
+    Numbers stand for ids: more of them fit a vector.
+    """
+    p_count, drawn = scores.shape[0], _row_of(draw.numbers, chunk)
     near = p_count if draw.own else 0
     for p in range(p_count):
-        row, true = scores[p], own.ids[start + p]
+        row, true = scores[p], own.numbers[start + p]
         if draw.log_weight.shape[0]:
             weight = _row_of(draw.log_weight, chunk)
             for k in range(row.shape[0]):
                 row[k] += weight[k]
         for k in range(near):
-            row[k] = losses.MASKED if own.ids[start + k] == true else row[k]
+            row[k] = losses.MASKED if own.numbers[start + k] == true else row[k]
         behind = row[near : near + drawn.shape[0]]
         for n in range(drawn.shape[0]):
             behind[n] = losses.MASKED if drawn[n] == true else behind[n]
