@@ -1,7 +1,8 @@
 """Negatives: which entities each positive is compared with, and which of them are masked.
 
 Knows offsets inside one partition; nothing of rows, scores or relations' operators. Every
-candidate that *is* the true entity is masked wherever it came from, and so is padding.
+candidate that *is* the true entity is masked wherever it came from, and so is padding. All tensors
+of a call are on one device, that of its generator, and so are the candidates.
 
 Axes: C chunks, P positives per chunk, N candidates per chunk.
 """
@@ -99,10 +100,10 @@ def sample_candidates(
     chunks = true_CP.shape[0]
     outside_CM = None
     if far := far_count(population, uniform):
-        outside_CM = torch.randint(population.outside, (chunks, far), generator=generator)
+        outside_CM = _draw(population.outside, (chunks, far), generator)
         uniform -= far
-    ids_CN = torch.randint(population.count, (chunks, uniform), generator=generator)
-    expected_CN = torch.full(ids_CN.shape, uniform / population.count)
+    ids_CN = _draw(population.count, (chunks, uniform), generator)
+    expected_CN = torch.full(ids_CN.shape, uniform / population.count, device=ids_CN.device)
     mask_CPN = ids_CN.unsqueeze(1) == true_CP.unsqueeze(2)
     if population.share is not None:
         ids_CN = torch.cat((true_CP, ids_CN), dim=1)
@@ -125,14 +126,20 @@ def all_candidates(
         outside: rows of the reservoir to draw, at most; where it has no more, each is taken once.
         generator: source of randomness.
     """
-    mask_CPN = torch.zeros((*true_CP.shape, population.count), dtype=torch.bool)
+    here = true_CP.device
+    mask_CPN = torch.zeros((*true_CP.shape, population.count), dtype=torch.bool, device=here)
     mask_CPN.scatter_(2, true_CP.unsqueeze(2), True)
     outside_CM = None
     if population.outside and outside:
-        drawn_CM = torch.randint(population.outside, (1, outside), generator=generator)
-        whole_CM = torch.arange(population.outside).unsqueeze(0)
+        drawn_CM = _draw(population.outside, (1, outside), generator)
+        whole_CM = torch.arange(population.outside, device=here).unsqueeze(0)
         outside_CM = whole_CM if population.outside <= outside else drawn_CM
-    return _weighted(None, mask_CPN, outside_CM, torch.zeros(1, population.count), population)
+    log_weight_CN = torch.zeros(1, population.count, device=here)
+    return _weighted(None, mask_CPN, outside_CM, log_weight_CN, population)
+
+
+def _draw(count: int, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    return torch.randint(count, shape, generator=generator, device=generator.device)
 
 
 def _weighted(
@@ -147,7 +154,8 @@ def _weighted(
         log_weight_CN = log_weight_CN + math.log(population.scale)
         return Candidates(ids_CN, mask_CPN, None, log_weight_CN, 1.0)
     others = population.total - population.count
-    far_CM = torch.full(outside_CM.shape, math.log(others / outside_CM.shape[1]))
+    log_weight = math.log(others / outside_CM.shape[1])
+    far_CM = torch.full(outside_CM.shape, log_weight, device=outside_CM.device)
     log_weight_CK = torch.cat((log_weight_CN, far_CM), dim=1)
     return Candidates(ids_CN, mask_CPN, outside_CM, log_weight_CK, population.scale)
 

@@ -1,6 +1,7 @@
 """Batches: edges of one relation group, cut into chunks, with their negatives.
 
-Knows offsets and generators; nothing of rows or of how a step uses a batch.
+Knows offsets and generators; nothing of rows or of how a step uses a batch. A batch is on its
+generator's device.
 
 Axes: E edges, C chunks, P positives per chunk, D dimension.
 """
@@ -59,6 +60,23 @@ class Batch:
     def num_edges(self) -> int:
         """Edges without padding."""
         return int(self.valid_CP.sum())
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Edges of a batch, as tensors on any device.
+
+    Args:
+        lhs_B: offsets of left ends, int64.
+        rhs_B: of right ends.
+        place_B: place of each relation in its group, int64.
+        weight_B: edge weight times relation weight, float32.
+    """
+
+    lhs_B: Tensor
+    rhs_B: Tensor
+    place_B: Tensor
+    weight_B: Tensor
 
 
 class BatchMaker:
@@ -149,20 +167,44 @@ class BatchMaker:
             yield self._make(chosen, populations, generator)
 
     def _make(self, edges: Edges, populations: Populations, generator: torch.Generator) -> Batch:
-        size = len(edges)
-        chunk = self.chunk_size(size)
-        chunks = -(-size // chunk)
         rel = torch.from_numpy(edges.rel.astype(np.int64))
         group = self._model.groups[int(self._model.group_of[rel[0]])]
         weight = self._model.relation_weights[rel]
         if edges.weight is not None:
             weight = weight * torch.from_numpy(edges.weight)
+        chosen = Chosen(
+            torch.from_numpy(edges.lhs.astype(np.int64)),
+            torch.from_numpy(edges.rhs.astype(np.int64)),
+            self._model.place_of[rel],
+            weight,
+        )
+        return self.make(group, chosen, populations, generator)
+
+    def make(
+        self,
+        group: RelationGroup,
+        edges: Chosen,
+        populations: Populations,
+        generator: torch.Generator,
+    ) -> Batch:
+        """Return the batch of some edges of one relation group.
+
+        Args:
+            group: of their relations.
+            edges: on the generator's device.
+            populations: from `populations`, their shares on that device too.
+            generator: source of negatives and of dropout.
+        """
+        size = len(edges.place_B)
+        chunk = self.chunk_size(size)
+        chunks = -(-size // chunk)
         ids = {
-            Side.LHS: _padded(torch.from_numpy(edges.lhs.astype(np.int64)), chunks, chunk),
-            Side.RHS: _padded(torch.from_numpy(edges.rhs.astype(np.int64)), chunks, chunk),
+            Side.LHS: _padded(edges.lhs_B, chunks, chunk),
+            Side.RHS: _padded(edges.rhs_B, chunks, chunk),
         }
-        place_CP = _padded(self._model.place_of[rel], chunks, chunk)
-        valid_CP = _padded(torch.ones(size, dtype=torch.bool), chunks, chunk)
+        place_CP = _padded(edges.place_B, chunks, chunk)
+        valid_B = torch.ones(size, dtype=torch.bool, device=edges.place_B.device)
+        valid_CP = _padded(valid_B, chunks, chunk)
         candidates = {}
         for side in self.sides:
             population = populations[group.index, side]
@@ -170,7 +212,7 @@ class BatchMaker:
             if self.negatives.filter_chunk:
                 drawn = mask_known_in_chunk(drawn, ids[side.other], place_CP, ids[side], valid_CP)
             candidates[side] = drawn
-        weight_CP = _padded(weight, chunks, chunk)
+        weight_CP = _padded(edges.weight_B, chunks, chunk)
         keep = self._keep(chunks, chunk, generator)
         return Batch(group, ids, place_CP, weight_CP, valid_CP, candidates, keep)
 
@@ -214,7 +256,9 @@ class BatchMaker:
         share = 1 - self.dropout
         shape = (chunks, chunk, self._model.dimension)
         return {
-            side: torch.empty(shape).bernoulli_(share, generator=generator).div_(share)
+            side: torch.empty(shape, device=generator.device)
+            .bernoulli_(share, generator=generator)
+            .div_(share)
             for side in self.sides
         }
 

@@ -131,7 +131,9 @@ class BucketTrainer:
             seed = mix_seed(*seeds, worker)
             step.begin(Lesson(self._settings, tables, outside, edges, populations, seed))
             try:
-                return self._train_share(bucket, step, share, failed, on_batch)
+                result = self._train_share(bucket, step, share, failed, on_batch)
+                step.end()
+                return result
             except BaseException:
                 failed.set()
                 raise

@@ -218,6 +218,13 @@ def train_step(
         The loss: mean of the edges' weighted losses, summed over replaced sides, without
         regularization.
     """
+    return float(train_batch(model, settings, tables, outside, batch)) / batch.num_edges
+
+
+def train_batch(
+    model: Model, settings: StepSettings, tables: Tables, outside: Outside, batch: Batch
+) -> Tensor:
+    """As `train_step`, with all tensors on one device; return the sum of losses, on that device."""
     rows, relations = _Rows(tables, outside, batch), _Relations(model, batch)
     loss, penalty = batch_loss(model, settings, batch, rows, relations)
     total = (loss + penalty) / settings.batch_size
@@ -227,7 +234,7 @@ def train_step(
     with model.parameters.lock:
         relations.adagrad_(settings.relation_lr)
         rows.adagrad_(settings.lr, shared)
-    return float(loss.detach()) / batch.num_edges
+    return loss.detach()
 
 
 def batch_loss(
@@ -248,7 +255,7 @@ def batch_loss(
         drawn_CKD = rows.candidates(side, scaled=settings.corrected)
         candidates_CKD = model.candidates_with(batch.group, side, drawn_CKD, shared)
         positive_CP = model.matched(query_CPD, true_CPD)
-        negative_CPK = model.pairwise(query_CPD, candidates_CKD)
+        negative_CPK = model.pairwise(query_CPD, candidates_CKD).float()
         loss = loss + _side_loss(settings, batch, side, positive_CP, negative_CPK)
     if settings.n3:
         penalty = settings.n3 * _penalty(model, batch, rows, parameters)
@@ -334,6 +341,9 @@ class Step(Protocol):
             positions: of its edges in the bucket, int64 [B]; all of one relation group.
         """
 
+    def end(self) -> None:
+        """Leave in the lesson's tables what its batches came to. None follow until `begin`."""
+
 
 class ReferenceStep:
     """The step that is the definition; see `Step`.
@@ -357,3 +367,6 @@ class ReferenceStep:
         given = self._lesson
         (batch,) = self._maker.batches(given.edges, [positions], given.populations, self._generator)
         return train_step(self._model, given.settings, given.tables, given.outside, batch)
+
+    def end(self) -> None:
+        """Do nothing: the tables have changed in place."""

@@ -98,6 +98,9 @@ class CompiledStep:
         """
         return self.train(self.draw(positions))
 
+    def end(self) -> None:
+        """Do nothing: the tables have changed in place."""
+
     def draw(self, positions: Ids) -> CompiledBatch:
         """Return a batch with its candidates."""
         rel = self._lesson.edges.rel[positions].astype(np.int64)
