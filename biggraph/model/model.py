@@ -13,6 +13,7 @@ Axes: B edges, N candidates, D dimension.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -86,6 +87,12 @@ class Model:
             index, end, own = full.split(".")
             self._names.setdefault((int(index), Side(end)), {})[own] = full
         self.group_of, self.place_of = self._placement(len(relation_weights))
+
+    def with_parameters(self, parameters: RelationParameters) -> Model:
+        """Return the same model with other values of its parameters, be it on another device."""
+        other = copy.copy(self)
+        other.parameters = parameters
+        return other
 
     def operator(self, group: RelationGroup) -> Operator:
         """Return the operator of a group."""
