@@ -82,10 +82,26 @@ def parse_place(value: object) -> object:
     return str(Path(value))
 
 
+def parse_device(value: object) -> object:
+    """Return the name of a device as it is.
+
+    Raises:
+        ValueError: not the name of one.
+
+    >>> parse_device("cuda:1")
+    'cuda:1'
+    """
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", str(value)):
+        raise ValueError(f'expected "cpu", "cuda" or the number of a GPU as in "cuda:1", '
+                         f"found {value!r}")  # fmt: skip
+    return value
+
+
 ByteSize = Annotated[int, BeforeValidator(parse_size)]
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 PlaceText = Annotated[str, BeforeValidator(parse_place)]
 Candidates = Annotated[Literal["all"] | int, BeforeValidator(parse_candidates)]
+DeviceName = Annotated[str, BeforeValidator(parse_device)]
 
 
 class Section(BaseModel):
@@ -188,9 +204,16 @@ class TrainSection(Section):
 
     epochs: int = Field(10, ge=0, description="passes over all edges")
     batch_size: int = Field(1000, ge=1, description="edges of one step")
-    threads: int = Field(0, ge=0, description="training threads; 0: one per core")
+    device: DeviceName = Field(
+        "cpu", description='"cuda": the GPU of this worker, one each; "cuda:1": that one'
+    )
+    precision: Literal["float32", "tf32", "bfloat16"] = Field(
+        "float32", description="of the factors in matrix products on a GPU"
+    )
+    threads: int = Field(0, ge=0, description="training threads on the CPU; 0: one per core")
     step: Literal["compiled", "reference"] = Field(
-        "compiled", description="compiled code, or its definition in torch: the same, much slower"
+        "compiled",
+        description="on the CPU: compiled code, or its definition in torch: the same, much slower",
     )
     seed: int = Field(0, ge=0, description="of initial values, order and negatives")
     bucket_order: OrderName = Field(

@@ -9,6 +9,9 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
+
+import torch
 
 from biggraph.config import Config
 from biggraph.dist.board import Schedule
@@ -33,9 +36,11 @@ from biggraph.storage.run import RunDirectory, check_claimable, is_run, read_sta
 from biggraph.storage.state import RunState
 from biggraph.storage.store import DiskStore
 from biggraph.train.batch import BatchMaker
-from biggraph.train.bucket import BucketTrainer
+from biggraph.train.bucket import BucketTrainer, MakeStep
 from biggraph.train.care import Care
 from biggraph.train.checks import check_same_run, fingerprint, required_paths
+from biggraph.train.device_step import DeviceStep
+from biggraph.train.devices import describe_gpu, find_device, room_for_tables
 from biggraph.train.edges import EdgeReader
 from biggraph.train.ground import Ground, ground_of, plans_of
 from biggraph.train.kernels.batch import differentiate
@@ -73,10 +78,12 @@ def build(config: Config, *, restart: bool, reporter: Reporter, validate: Valida
         validate: evaluates the last commit; None without validation.
 
     Raises:
-        ConfigError: the run file does not fit the graph, the memory or the run it would resume.
+        ConfigError: the run file does not fit the graph, the memory or the run it would resume, or
+            names a GPU that is not there.
         StorageError: the checkpoint folder holds something else, or another process trains in it.
         FormatError: graph or run are damaged.
     """
+    gpu = _gpu(config)
     ground = Ground.of(config)
     model = ground.model()
     directory = open_run(ground, restart=restart, sharing=False)
@@ -87,11 +94,12 @@ def build(config: Config, *, restart: bool, reporter: Reporter, validate: Valida
         metrics = open_metrics(ground, directory.state)
         sizes = ground.table_sizes(facts)
         budget = f"budget {ground.memory / 2**20:,.0f} MiB"
-        together = len(ground.needs) > 1 and sum(sizes.values()) <= ground.memory
+        room = min(ground.memory, room_for_tables(gpu)) if gpu else ground.memory
+        together = len(ground.needs) > 1 and sum(sizes.values()) <= room
         plan_of = plans_of(ground, facts)
-        means = [budget, f"{ground.threads} threads"]
+        means = [budget, describe_gpu(gpu) if gpu else f"{ground.threads} threads"]
         say_plan(reporter, directory.state, ground, *means, *_way(config, plan_of(1), together))
-        _say_compiling(reporter, config)
+        _say_compiling(reporter, config, gpu)
         coordinator = build_coordinator(ground, directory, metrics, reporter)
         coordinator.expire_all("the only worker has started again")
         session = Session(
@@ -310,8 +318,8 @@ def say_plan(reporter: Reporter, state: RunState, ground: Ground, *means: str) -
         reporter.say(f"going on after epoch {state.epoch} and {len(state.done)} buckets")
 
 
-def _say_compiling(reporter: Reporter, config: Config) -> None:
-    if config.train.step == "compiled" and not kept(differentiate.__name__):
+def _say_compiling(reporter: Reporter, config: Config, gpu: torch.device | None) -> None:
+    if config.train.step == "compiled" and not gpu and not kept(differentiate.__name__):
         reporter.say("compiling the training step, for a minute; later runs find it compiled")
 
 
@@ -348,12 +356,25 @@ def _bucket_trainer(ground: Ground, model: Model) -> BucketTrainer:
         batch_size=config.train.batch_size,
         dropout=config.regularizer.dropout,
     )
+    gpu = _gpu(config)
     return BucketTrainer(
         model,
         settings,
         maker,
-        threads=ground.threads,
+        threads=1 if gpu else ground.threads,
         seed=config.train.seed,
         totals=totals,
-        make_step=CompiledStep if config.train.step == "compiled" else ReferenceStep,
+        make_step=_make_step(config, gpu),
     )
+
+
+def _gpu(config: Config) -> torch.device | None:
+    """Return the GPU that this process trains on, if the run file says so."""
+    where = find_device(config.train.device)
+    return None if where.type == "cpu" else where
+
+
+def _make_step(config: Config, gpu: torch.device | None) -> MakeStep:
+    if gpu:
+        return partial(DeviceStep, where=gpu, precision=config.train.precision)
+    return CompiledStep if config.train.step == "compiled" else ReferenceStep

@@ -19,7 +19,8 @@ from biggraph.types import Bucket, PartitionKey
 
 # Keys that a resumed run may change: how long, how fast and with what care it goes on.
 _MAY_CHANGE = {
-    "train.epochs", "train.threads", "train.commit_every", "train.memory", "train.loss_spike",
+    "train.epochs", "train.device", "train.precision", "train.threads", "train.commit_every",
+    "train.memory", "train.loss_spike",
     "optimizer.lr", "optimizer.relation_lr", "optimizer.lr_end", "regularizer.n3",
     "regularizer.dropout",
     "eval.every", "eval.patience", "eval.filtered", "eval.candidates", "eval.edges",
@@ -28,8 +29,8 @@ _MAY_CHANGE = {
 
 # Keys in which the workers of one run may differ: where things are, and what a machine has.
 _LOCAL = {
-    "train.threads", "train.memory", "train.commit_every", "graph.path", "checkpoint.path",
-    "import", "entities", "cluster",
+    "train.device", "train.precision", "train.threads", "train.memory", "train.commit_every",
+    "graph.path", "checkpoint.path", "import", "entities", "cluster",
 }  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from biggraph.errors import BigGraphError, Interrupted
 from biggraph.log import Reporter
 from biggraph.storage.layout import CONFIG
 from biggraph.storage.opening import local_copy
+from biggraph.train.devices import RANK_VARIABLES
 from biggraph.train.roles import WORKER_VARIABLE, CoordinatorRole
 from biggraph.train.trainer import TrainResult
 
@@ -110,7 +111,8 @@ class Children:
 
 
 def _environment(name: str) -> Mapping[str, str]:
-    return {**os.environ, WORKER_VARIABLE: name, PARENT_VARIABLE: str(os.getpid())}
+    own = {WORKER_VARIABLE: name, PARENT_VARIABLE: str(os.getpid())}
+    return {**os.environ, **own, RANK_VARIABLES[0]: name.rpartition("-")[2]}
 
 
 @dataclass

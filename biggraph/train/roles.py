@@ -50,6 +50,7 @@ from biggraph.train.build import (
     say_plan,
 )
 from biggraph.train.checks import required_paths
+from biggraph.train.devices import find_device
 from biggraph.train.ground import Ground, ground_of
 from biggraph.train.meeting import find_endpoint, parameters_file, wait_for_run
 from biggraph.train.shared import add_shared
@@ -183,11 +184,13 @@ class WorkerRole:
         """Find the run and its coordinator, waiting for them if need be.
 
         Raises:
-            ConfigError: the run file does not fit its graph, or there is no secret.
+            ConfigError: the run file does not fit its graph or this machine, or there
+                is no secret.
             LinkLost: no coordinator appeared in time.
             FormatError: graph or run are damaged.
         """
         check_worker_name(name)
+        find_device(config.train.device)  # or it would be missed after waiting for the run only
         ground = Ground.of(config)
         _, path = required_paths(config)
         place, plan = open_place(path), Plan.of(config)
