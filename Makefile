@@ -7,11 +7,11 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # Two workers, or one on a machine with one core.
 JOBS ?= $(shell [ "$$(getconf _NPROCESSORS_ONLN)" -gt 1 ] && echo 2 || echo 1)
 
-# The second ones run other systems too.
+# The second ones run other systems too; `make bench-gpu` is for machines with a GPU.
 BENCH := cluster import_edges negatives partitions scale
 BENCH_PEERS := import_speed train_speed
 
-.PHONY: install fmt lint type test test-all chaos check demo bench bench-peers quality docs clean
+.PHONY: install fmt lint type test test-all chaos check demo bench bench-gpu bench-peers quality docs clean
 
 install: $(STAMP)
 
@@ -61,6 +61,10 @@ bench: install
 bench-peers: install
 	benchmarks/peers/setup.sh
 	set -e; for name in $(BENCH_PEERS); do $(BIN)/python benchmarks/$$name.py; done
+
+# On a machine with an NVIDIA GPU: its tests, rates, ceilings, and FB15k-237 from $BIGGRAPH_DATA.
+bench-gpu: install
+	$(BIN)/python benchmarks/gpu.py
 
 quality: install
 	$(BIN)/python scripts/quality.py
