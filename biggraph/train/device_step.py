@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from biggraph.errors import ConfigError
-from biggraph.model.model import Model
+from biggraph.model.model import Model, RelationGroup
 from biggraph.storage.table import EmbeddingTable
 from biggraph.train.batch import Batch, BatchMaker, Chosen, Populations
+from biggraph.train.recording import Record, Work, padded_distinct
 from biggraph.train.reservoir import Outside
-from biggraph.train.step import Lesson, StepSettings, Tables, train_batch
+from biggraph.train.step import Lesson, StepSettings, Tables, train_batch, unique
 from biggraph.train.transfers import Ferry, Loan, Residence
 from biggraph.types import Edges
 
@@ -59,6 +60,7 @@ class DeviceStep:
         maker: draws candidates.
         where: the device.
         precision: of the factors in matrix products: "float32", "tf32" or "bfloat16".
+        record: makes the work of batches quicker to repeat, see `recording`; None to leave it.
     """
 
     def __init__(
@@ -69,12 +71,17 @@ class DeviceStep:
         *,
         where: torch.device,
         precision: str = "float32",
+        record: Record | None = None,
     ) -> None:
         self._model, self._maker, self._where = model, maker, where
         self._ferry = Ferry(where)
         self._residence = Residence(self._ferry)
         self._loan = Loan(model.parameters, self._ferry)
         self._products = PRODUCTS[precision]
+        # Edges to be masked are as many as a chunk happens to have: no fixed shape.
+        self._record = None if maker.negatives.filter_chunk else record
+        self._distinct = padded_distinct if self._record else unique
+        self._works: dict[tuple[int, int], Work] = {}  # recorded, by group and number of edges
         self._lesson: Lesson | None = None
         self._bucket: _Bucket | None = None
 
@@ -84,7 +91,8 @@ class DeviceStep:
         Raises:
             ConfigError: the device has no room for its tables.
         """
-        self._lesson, self._bucket = lesson, None  # what is there may have to leave
+        self._forget()  # what is there may have to leave
+        self._lesson = lesson
         with _room(self._where, lesson.tables):
             self._bucket = self._bring(lesson)
 
@@ -96,21 +104,23 @@ class DeviceStep:
         """
         lesson, _ = self._begun()
         with _room(self._where, lesson.tables):
-            return self.train(self.draw(positions)) / len(positions)
+            work, at = self._work(positions), self._ferry.bring(torch.from_numpy(positions))
+            return float(work(at)) / len(positions)
 
     def end(self) -> None:
         """Copy tables to main memory, and add what relation parameters have changed by there."""
         self._residence.save()
         self._loan.give_back()
-        # Tables that are needed no more are to be free, here and there.
-        self._lesson = self._bucket = None
+        self._forget()
 
-    def draw(self, positions: NDArray[np.int64]) -> Batch:
-        """Return a batch with its candidates, on the device."""
-        (lesson, bucket), model = self._begun(), self._model
-        first = int(lesson.edges.rel[positions[0]])
-        group = model.groups[int(model.group_of[first])]
-        at = self._ferry.bring(torch.from_numpy(positions))
+    def draw(self, group: RelationGroup, at: Tensor) -> Batch:
+        """Return a batch with its candidates.
+
+        Args:
+            group: of its edges' relations.
+            at: positions of its edges, int64 [B], on the device.
+        """
+        _, bucket = self._begun()
         lhs_B, rhs_B, rel_B = bucket.ends.index_select(1, at).long()
         weight_B = self._relation_weights.index_select(0, rel_B)
         if bucket.weight is not None:
@@ -119,12 +129,34 @@ class DeviceStep:
         chosen = Chosen(lhs_B, rhs_B, place_B, weight_B)
         return self._maker.make(group, chosen, bucket.populations, bucket.generator)
 
-    def train(self, batch: Batch) -> float:
+    def train(self, batch: Batch) -> Tensor:
         """Move the rows and relation parameters that a batch uses; return the sum of its losses."""
-        lesson, bucket = self._begun()
+        (lesson, bucket), distinct = self._begun(), self._distinct
         with self._products(self._where):
-            loss = train_batch(bucket.model, lesson.settings, bucket.tables, bucket.outside, batch)
-        return float(loss)
+            return train_batch(
+                bucket.model, lesson.settings, bucket.tables, bucket.outside, batch, distinct
+            )
+
+    def _work(self, positions: NDArray[np.int64]) -> Work:
+        """Return what trains batches like this one."""
+        (lesson, bucket), model = self._begun(), self._model
+        first = int(lesson.edges.rel[positions[0]])
+        group = model.groups[int(model.group_of[first])]
+
+        def work(at: Tensor) -> Tensor:
+            return self.train(self.draw(group, at))
+
+        if self._record is None:
+            return work
+        key = group.index, len(positions)
+        if key not in self._works:
+            self._works[key] = self._record(work, bucket.generator)
+        return self._works[key]
+
+    def _forget(self) -> None:
+        """Let go of a bucket: what is needed no more is to be free, here and in main memory."""
+        self._lesson = self._bucket = None
+        self._works = {}
 
     def _begun(self) -> tuple[Lesson, _Bucket]:
         assert self._lesson is not None

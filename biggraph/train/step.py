@@ -30,6 +30,7 @@ from biggraph.types import Bucket, Edges, PartitionKey, Side
 _ADAGRAD_EPSILON = 1e-10
 
 Tables = Mapping[tuple[Side, str], EmbeddingTable]
+Distinct = Callable[[Tensor], tuple[Tensor, Tensor]]  # see `unique`
 
 
 def by_side(bucket: Bucket, tables: Mapping[PartitionKey, EmbeddingTable]) -> Tables:
@@ -89,23 +90,25 @@ class _Leaf:
         row_wise = self.sums.dim() < self.values.dim()
         squares = gradient_UD.square()
         squares = squares.flatten(1).mean(1) if row_wise else squares
-        # Without ids the leaf is the tensor itself: everything is updated in place.
-        sums = self.sums if self.ids is None else self.sums.index_select(0, self.ids)
-        sums = sums.add_(squares)
+        # Without ids the leaf is the tensor itself.
+        if self.ids is None:
+            sums = self.sums.add_(squares)
+        else:
+            sums = self.sums.index_add_(0, self.ids, squares).index_select(0, self.ids)
         scale = sums.sqrt().add_(_ADAGRAD_EPSILON)
         scale = scale.view(-1, *[1] * (self.values.dim() - 1)) if row_wise else scale
         step_UD = gradient_UD.div_(scale)
         if self.ids is None:
             self.values.add_(step_UD, alpha=-lr)
         else:
-            self.sums.index_copy_(0, self.ids, sums)
             self.values.index_add_(0, self.ids, step_UD, alpha=-lr)
 
 
 class _Rows:
     """The rows of one batch: a leaf for each table in use, and where each user finds its rows."""
 
-    def __init__(self, tables: Tables, outside: Outside, batch: Batch) -> None:
+    def __init__(self, tables: Tables, outside: Outside, batch: Batch, distinct: Distinct) -> None:
+        self._distinct = distinct
         self._candidates = batch.candidates
         self._outside = {
             side: outside[side, batch.group.entity_type(side)]
@@ -135,7 +138,7 @@ class _Rows:
             self._index.update(uses)
             return _Leaf(table.rows, table.state, None)
         flat = torch.cat([ids.flatten() for _, ids in uses if ids is not None])
-        distinct_U, inverse = torch.unique(flat, return_inverse=True)
+        distinct_U, inverse = self._distinct(flat)
         sizes = [ids.numel() for _, ids in uses if ids is not None]
         for (use, ids), index in zip(uses, torch.split(inverse, sizes), strict=True):
             assert ids is not None
@@ -179,10 +182,10 @@ class _Rows:
 class _Relations:
     """The relation parameters of one batch, one row an edge, by the end that they transform."""
 
-    def __init__(self, model: Model, batch: Batch) -> None:
-        distinct, inverse = torch.unique(batch.place_CP, return_inverse=True)
+    def __init__(self, model: Model, batch: Batch, find_distinct: Distinct) -> None:
+        distinct, inverse = find_distinct(batch.place_CP.flatten())
         self._leaves: dict[Side, dict[str, _Leaf]] = {}
-        self._inverse = inverse
+        self._inverse = inverse.view_as(batch.place_CP)
         store = model.parameters
         for end in Side:
             names = model.parameter_names(batch.group, end)
@@ -221,11 +224,26 @@ def train_step(
     return float(train_batch(model, settings, tables, outside, batch)) / batch.num_edges
 
 
+def unique(ids_T: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the distinct ones of some ids, [U], and where among them each id is, [T]."""
+    distinct_U, inverse_T = torch.unique(ids_T, return_inverse=True)
+    return distinct_U, inverse_T
+
+
 def train_batch(
-    model: Model, settings: StepSettings, tables: Tables, outside: Outside, batch: Batch
+    model: Model,
+    settings: StepSettings,
+    tables: Tables,
+    outside: Outside,
+    batch: Batch,
+    distinct: Distinct = unique,
 ) -> Tensor:
-    """As `train_step`, with all tensors on one device; return the sum of losses, on that device."""
-    rows, relations = _Rows(tables, outside, batch), _Relations(model, batch)
+    """As `train_step`, with all tensors on one device; return the sum of losses, on that device.
+
+    `distinct` finds the distinct rows of a batch, as `unique` does. It may fill up with ids that
+    are there already, to which no place points: they get no gradient.
+    """
+    rows, relations = _Rows(tables, outside, batch, distinct), _Relations(model, batch, distinct)
     loss, penalty = batch_loss(model, settings, batch, rows, relations)
     total = (loss + penalty) / settings.batch_size
     torch.autograd.backward(total)
