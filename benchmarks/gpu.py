@@ -2,8 +2,9 @@
 
 One command does it all, in this order: the tests marked `gpu`; the ceilings, which are a copy
 within the device's memory, copies from and to main memory, and a large matrix product of each
-precision; buckets of the graph of `synthetic.py` at each case, batch size and precision; FB15k-237
-until its filtered validation MRR is .34, where BIGGRAPH_DATA names a folder that holds it.
+precision; buckets of the graph of `synthetic.py` at each case, batch size and precision, each batch
+told to the GPU operation by operation and as a recorded graph; FB15k-237 until its filtered
+validation MRR is .34, where BIGGRAPH_DATA names a folder that holds it.
 
     python benchmarks/gpu.py
     python benchmarks/gpu.py --cases 100:50+50 --batch-sizes 1000 10000 --skip tests quality
@@ -18,6 +19,7 @@ Prints JSON lines; then tables, on standard error.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -49,6 +51,7 @@ from biggraph.train.batch import BatchMaker
 from biggraph.train.bucket import BucketTrainer
 from biggraph.train.device_step import PRODUCTS, DeviceStep
 from biggraph.train.devices import find_device
+from biggraph.train.recording import Record, Recording
 from biggraph.train.step import StepSettings
 from biggraph.train.transfers import Ferry
 from biggraph.types import Bucket, Edges, PartitionKey, Side
@@ -56,6 +59,7 @@ from biggraph.types import Bucket, Edges, PartitionKey, Side
 CASES = [Case(100, 50, 50), Case(200, 100, 100), Case(400, 500, 500)]
 PARTS = ("tests", "ceilings", "rates", "quality")
 DATASET, TARGET = "fb15k-237", 0.34
+WAYS: dict[str, Record | None] = {"eager": None, "graph": Recording}
 WARM_UP = 0.2  # share of a bucket's batches
 
 
@@ -137,7 +141,9 @@ class Job:
         return BatchMaker(self.model, negatives, batch_size=batch_size, dropout=0.0)
 
 
-def train(job: Job, where: torch.device, batch_size: int, precision: str) -> dict[str, float]:
+def train(
+    job: Job, where: torch.device, batch_size: int, precision: str, way: str
+) -> dict[str, float]:
     """Train a bucket; return edges/s of its batches after the first ones, and of all of it."""
     settings = StepSettings(
         make_loss("softmax", margin=0.0, temperature=0.0), True, 0.0, 0.1, 0.1, batch_size
@@ -145,7 +151,7 @@ def train(job: Job, where: torch.device, batch_size: int, precision: str) -> dic
     trainer = BucketTrainer(
         job.model, settings, job.maker(batch_size), threads=1, seed=0,
         totals={"all": len(job.table.rows)},
-        make_step=partial(DeviceStep, where=where, precision=precision),
+        make_step=partial(DeviceStep, where=where, precision=precision, record=WAYS[way]),
     )  # fmt: skip
     tables = {(side, "all"): job.table for side in Side}
     times, sizes = list[float](), list[int]()
@@ -190,26 +196,27 @@ def rates(asked: argparse.Namespace, where: torch.device, top: dict[str, float])
         job = Job.of(case, drawn, asked.entities)
         for size in asked.batch_sizes:
             least = bytes_of_batch(job, size)
-            for precision in asked.precisions:
-                found = train(job, where, size, precision)
-                lines.append(shares(case, size, precision, found, least, top))
+            for precision, way in itertools.product(asked.precisions, asked.ways):
+                found = train(job, where, size, precision, way)
+                line = {"case": str(case), "batch_size": size, "precision": precision, "way": way}
+                line |= {name: float(f"{value:.5g}") for name, value in found.items()}
+                lines.append(line | shares(case, line, least, top))
                 measuring.emit("gpu", "rate", **lines[-1])
     return lines
 
 
 def shares(
-    case: Case, size: int, precision: str, found: dict[str, float], least: float,
-    top: dict[str, float],
-) -> dict[str, Any]:  # fmt: skip
-    """Return the line of one bucket: what was found, and what share of each ceiling that is."""
-    rate = found["edges_per_s"]
-    line = {"case": str(case), "batch_size": size, "precision": precision}
-    line |= {name: float(f"{value:.5g}") for name, value in found.items()}
-    if top:
-        product = rate * case.flops() / (1e12 * top[f"{precision}_tflop_s"])
-        line["share_of_product"] = round(product, 5)
-        line["share_of_copy"] = round(rate / size * least / (1e9 * top["copy_gb_s"]), 5)
-    return line
+    case: Case, line: dict[str, Any], least: float, top: dict[str, float]
+) -> dict[str, float]:
+    """Return what share of each ceiling a bucket's rate is; `least`: bytes of a batch."""
+    if not top:
+        return {}
+    rate, product = line["edges_per_s"], 1e12 * top[f"{line['precision']}_tflop_s"]
+    moved = rate / line["batch_size"] * least
+    return {
+        "share_of_product": round(rate * case.flops() / product, 5),
+        "share_of_copy": round(moved / (1e9 * top["copy_gb_s"]), 5),
+    }
 
 
 def quality(asked: argparse.Namespace) -> dict[str, Any]:
@@ -264,13 +271,22 @@ def tables(lines: list[dict[str, Any]]) -> str:
     names = ("edges_per_s", "whole_bucket_edges_per_s")
     rows = [
         (
-            line["case"], line["batch_size"], line["precision"],
+            line["case"], line["batch_size"], line["precision"], line["way"],
             *(f"{line[name]:,.0f}" for name in names),
             *(f"{line.get(name, float('nan')):.1%}" for name in SHARES),
         )
         for line in lines
     ]  # fmt: skip
-    header = ["case", "batch", "precision", "edges/s", "with transfers", "of product", "of copy"]
+    header = [
+        "case",
+        "batch",
+        "precision",
+        "way",
+        "edges/s",
+        "with transfers",
+        "of product",
+        "of copy",
+    ]
     return align(rows, header=header)
 
 
@@ -287,6 +303,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1000, 10_000])
     parser.add_argument("--precisions", nargs="+", choices=list(PRODUCTS), default=list(PRODUCTS))
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS),
+                        help="graph: on a GPU only")  # fmt: skip
     parser.add_argument("--device", default="cuda", help='or "cuda:1"; "cpu" tries the benchmark')
     parser.add_argument("--side", type=int, default=8192, help="of the matrices of the ceilings")
     parser.add_argument("--mebibytes", type=int, default=2048, help="of the copies")
@@ -317,7 +335,8 @@ def main(arguments: list[str] | None = None) -> None:
     lines = rates(asked, where, top) if "rates" in parts else []
     if "quality" in parts:
         measuring.emit("gpu", "quality", **quality(asked))
-    print("", tables(lines), sep="\n", file=sys.stderr)
+    if lines:
+        print("", tables(lines), sep="\n", file=sys.stderr)
 
 
 if __name__ == "__main__":

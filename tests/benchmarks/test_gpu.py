@@ -11,6 +11,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SMALL = [
     "--device", "cpu", "--entities", "500", "--edges", "2000", "--communities", "10",
     "--cases", "8:10+10", "--batch-sizes", "200", "--side", "64", "--mebibytes", "1",
+    "--ways", "eager",
 ]  # fmt: skip
 
 
