@@ -14,6 +14,7 @@ from biggraph.graph.graph import Graph
 from biggraph.storage.checkpoint import Checkpoint
 from biggraph.train import build
 from biggraph.train.device_step import DeviceStep
+from biggraph.train.transfers import Residence
 from tests.train.test_device_step import on_gpu
 
 PEOPLE, EDGES = 60, 600
@@ -78,6 +79,24 @@ def test_a_run_on_a_device_is_the_reference_run(graph_path, tmp_path, on_process
         api.train(make_run(graph_path, tmp_path / "reference", **train), quiet=True)
     wanted = rows_of(tmp_path / "reference")
     np.testing.assert_allclose(rows_of(tmp_path / "device"), wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("memory", "most"), [(SMALL, 3 * 15 - 15), ("1MB", 1)])
+def test_tables_that_the_next_bucket_needs_too_stay(
+    graph_path, tmp_path, on_processor, monkeypatch, memory, most
+):
+    """Of 15 in each of three epochs, at least a third; all where all buckets are joined to one."""
+    brought, bring = [], Residence.bring
+
+    def counting(self, hosts):
+        hosts = list(hosts)
+        brought.extend(host for host in hosts if host not in self._here)
+        return bring(self, hosts)
+
+    monkeypatch.setattr(Residence, "bring", counting)
+    api.train(make_run(graph_path, tmp_path / "run", memory=memory), quiet=True)
+    tables = len(brought) / 2  # rows and state
+    assert 1 <= tables <= most, tables
 
 
 @pytest.mark.parametrize("memory", [SMALL, "1MB"])

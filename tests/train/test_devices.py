@@ -6,6 +6,7 @@ import torch
 from biggraph.config import make_config
 from biggraph.errors import ConfigError
 from biggraph.train.devices import find_device
+from biggraph.train.local import _environment
 
 
 @pytest.fixture
@@ -44,6 +45,12 @@ def test_each_process_of_a_machine_takes_a_gpu(gpus, environment, index):
     gpus(3)
     assert find_device("cuda", environment) == torch.device("cuda", index)
     assert find_device("cuda:2", environment) == torch.device("cuda", 2)
+
+
+@pytest.mark.parametrize("index", [0, 2])
+def test_local_workers_are_told_which_they_are(gpus, index):
+    gpus(3)
+    assert find_device("cuda", _environment(f"worker-{index}")) == torch.device("cuda", index)
 
 
 def test_a_gpu_that_is_not_there_is_refused_with_those_that_are(gpus):
