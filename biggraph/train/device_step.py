@@ -1,7 +1,8 @@
 """The step on a device: what `train.step` defines, with everything that a batch needs over there.
 
-Tables, edges and relation parameters of a bucket are brought once; of a batch, only the positions
-of its edges cross over, and its loss comes back. Tables that the next bucket needs too stay.
+Tables and edges of a bucket are brought once; of a batch, only the positions of its edges cross
+over, and its loss comes back. Tables that the next bucket needs too stay. Relation parameters are
+exchanged with main memory now and then, since other workers train them too.
 Candidates are drawn on the device, by a generator of its own. The device may be any of torch's,
 the processor included. Knows nothing of which one it is.
 """
@@ -26,6 +27,12 @@ from biggraph.train.reservoir import Outside
 from biggraph.train.step import Lesson, StepSettings, Tables, train_batch, unique
 from biggraph.train.transfers import Ferry, Loan, Residence
 from biggraph.types import Edges
+
+# Batches between two exchanges of relation parameters with main memory, from where other workers
+# get them: about half a second. More where they are large: 64 KiB cross over while a batch is
+# trained. Counted and not timed, so that equal runs stay equal.
+_EXCHANGE_EVERY = 200
+_BYTES_A_BATCH = 2**16
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ class DeviceStep:
     """The reference step on a device; see `Step`.
 
     Args:
-        model: holds the relation parameters, which change at the end of each bucket.
+        model: holds the relation parameters, which change now and then and at each bucket's end.
         settings: not used: those of each lesson are.
         maker: draws candidates.
         where: the device.
@@ -95,6 +102,8 @@ class DeviceStep:
         self._lesson = lesson
         with _room(self._where, lesson.tables):
             self._bucket = self._bring(lesson)
+        self._batches = 0
+        self._exchange_every = max(_EXCHANGE_EVERY, self._loan.nbytes // _BYTES_A_BATCH)
 
     def __call__(self, positions: NDArray[np.int64]) -> float:
         """Train one batch and return its loss.
@@ -105,7 +114,11 @@ class DeviceStep:
         lesson, _ = self._begun()
         with _room(self._where, lesson.tables):
             work, at = self._work(positions), self._ferry.bring(torch.from_numpy(positions))
-            return float(work(at)) / len(positions)
+            loss = float(work(at)) / len(positions)
+        self._batches += 1
+        if self._batches % self._exchange_every == 0:
+            self._loan.exchange()
+        return loss
 
     def end(self) -> None:
         """Copy tables to main memory, and add what relation parameters have changed by there."""

@@ -58,13 +58,17 @@ class Ferry:
     def bring(self, host: Tensor) -> Tensor:
         """Return a copy on the device."""
         here = torch.empty_like(host, device=self.where, memory_format=torch.contiguous_format)
+        self.send(host, here)
+        return here
+
+    def send(self, host: Tensor, here: Tensor) -> None:
+        """Copy a tensor from main memory into one of the same shape on the device."""
         flat = here.view(-1)
         for start, piece in self._pieces(host):
             turn, buffer = self._next(piece)
             buffer.copy_(piece)
             flat[start : start + len(piece)].copy_(buffer, non_blocking=True)
             self._fences[turn] = self._fence(self.where)
-        return here
 
     def fetch(self, here: Tensor, host: Tensor) -> None:
         """Copy a tensor from the device into one of the same shape in main memory."""
@@ -146,7 +150,7 @@ class Loan:
     """Relation parameters on a device while a bucket is trained there.
 
     Others may change them in main memory meanwhile, in exchange with other workers: what training
-    came to is added to them at its end, it does not replace them.
+    came to is added to them, it does not replace them.
 
     Args:
         owner: the parameters in main memory.
@@ -168,6 +172,19 @@ class Loan:
     def find(self, host: Tensor) -> Tensor | None:
         """Return the copy of a tensor if it is one of the parameters."""
         return next((here for owner, here, _ in self._pairs if owner is host), None)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the copies."""
+        return sum(here.nbytes for _, here, _ in self._pairs)
+
+    def exchange(self) -> None:
+        """Give back, and take over in the same copies what others have changed."""
+        self.give_back()
+        with self._owner.lock:
+            for host, here, before in self._pairs:
+                self._ferry.send(host, here)
+                before.copy_(here)
 
     def give_back(self) -> None:
         """Add what the copies have changed by to the parameters in main memory."""

@@ -297,6 +297,19 @@ def test_distinct_ids_are_filled_up_to_a_fixed_number(ids):
     assert int(places.max()) == count - 1
 
 
+def test_relation_parameters_are_exchanged_within_a_bucket(where, monkeypatch):
+    monkeypatch.setattr(device_step, "_EXCHANGE_EVERY", 2)
+    world = World()
+    before, step = world.numbers(), world.device(where)
+    changes = []
+    for _ in range(4):
+        step(np.arange(20))
+        changes.append(any(not torch.equal(world.model.parameters.values[name], before[name])
+                           for name in world.model.parameters.values))  # fmt: skip
+        before = world.numbers()
+    assert changes == [False, True, False, True]
+
+
 def trainer_of(world, where):
     def make_step(model, settings, maker):
         return DeviceStep(model, settings, maker, where=where)

@@ -105,3 +105,17 @@ def test_a_loan_adds_what_changed_here_to_what_changed_there(where):
     loan.give_back()
     assert owner.values["0.lhs.x"].tolist() == [[111.0, 112.0]]
     assert owner.sums["0.lhs.x"].tolist() == [[0.5, 0.5]]
+
+
+def test_an_exchange_adds_both_ways_and_once(where):
+    owner = RelationParameters({"0.lhs.x": torch.tensor([[1.0, 2.0]])})
+    loan = Loan(owner, Ferry(where))
+    here = loan.bring().values["0.lhs.x"]
+    assert loan.nbytes == 16
+    for _ in range(3):
+        here += 10
+        owner.values["0.lhs.x"] += 100
+        loan.exchange()
+        assert here.tolist() == owner.values["0.lhs.x"].tolist()  # the same tensor as before
+    loan.give_back()
+    assert owner.values["0.lhs.x"].tolist() == [[331.0, 332.0]]
