@@ -19,7 +19,6 @@ Prints JSON lines; then tables, on standard error.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import statistics
@@ -40,7 +39,7 @@ import torch
 from train_speed import Case
 
 import biggraph
-from biggraph.errors import ConfigError
+from biggraph.errors import BigGraphError, ConfigError
 from biggraph.log import align
 from biggraph.model.losses import make_loss
 from biggraph.model.model import Model, build_model
@@ -185,8 +184,13 @@ def bytes_of_batch(job: Job, batch_size: int, batches: int = 3) -> float:
     return statistics.mean(distinct) * 4 * (3 * job.case.dimension + 2)
 
 
-def rates(asked: argparse.Namespace, where: torch.device, top: dict[str, float]) -> list[dict]:
-    """Train every case, batch size and precision; return the lines."""
+def rates(
+    asked: argparse.Namespace, where: torch.device, way: str, top: dict[str, float]
+) -> list[dict[str, Any]]:
+    """Train every case, batch size and precision in one way; return the lines of those that went.
+
+    What fails is said in a line, and does not end the benchmark.
+    """
     drawn = synthetic.triples(
         asked.edges, entities=asked.entities, relations=asked.relations,
         communities=asked.communities, noise=asked.noise, seed=asked.seed,
@@ -196,9 +200,13 @@ def rates(asked: argparse.Namespace, where: torch.device, top: dict[str, float])
         job = Job.of(case, drawn, asked.entities)
         for size in asked.batch_sizes:
             least = bytes_of_batch(job, size)
-            for precision, way in itertools.product(asked.precisions, asked.ways):
-                found = train(job, where, size, precision, way)
+            for precision in asked.precisions:
                 line = {"case": str(case), "batch_size": size, "precision": precision, "way": way}
+                try:
+                    found = train(job, where, size, precision, way)
+                except (BigGraphError, RuntimeError) as error:
+                    measuring.emit("gpu", "failed", **line, error=str(error)[:500])
+                    continue
                 line |= {name: float(f"{value:.5g}") for name, value in found.items()}
                 lines.append(line | shares(case, line, least, top))
                 measuring.emit("gpu", "rate", **lines[-1])
@@ -332,9 +340,12 @@ def main(arguments: list[str] | None = None) -> None:
     if "ceilings" in parts:
         top = ceilings(where, side=asked.side, mebibytes=asked.mebibytes)
         measuring.emit("gpu", "ceilings", **top)
-    lines = rates(asked, where, top) if "rates" in parts else []
+    ways = asked.ways if "rates" in parts else []
+    lines = [line for way in ways if way == "eager" for line in rates(asked, where, way, top)]
     if "quality" in parts:
         measuring.emit("gpu", "quality", **quality(asked))
+    # Last: what goes wrong in a recording may leave the GPU useless to this process.
+    lines += [line for way in ways if way == "graph" for line in rates(asked, where, way, top)]
     if lines:
         print("", tables(lines), sep="\n", file=sys.stderr)
 

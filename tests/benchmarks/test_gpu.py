@@ -41,6 +41,19 @@ def test_rates_and_shares_are_measured(gpu, capsys, monkeypatch):
     assert "D=8, 10+10" in said.err
 
 
+def test_what_fails_is_said_and_the_rest_is_measured(gpu, capsys, monkeypatch):
+    def fail_at_bfloat16(job, where, size, precision, way):
+        if precision == "bfloat16":
+            raise RuntimeError("CUDA error")
+        return {"edges_per_s": 1.0, "whole_bucket_edges_per_s": 1.0, "loss": 1.0, "end_s": 0.0}
+
+    monkeypatch.setattr(gpu, "train", fail_at_bfloat16)
+    gpu.main([*SMALL, "--skip", "tests", "ceilings", "quality"])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["measurement"] for line in lines] == ["machine", "rate", "rate", "failed"]
+    assert lines[-1]["error"] == "CUDA error"
+
+
 def test_the_fewest_bytes_are_those_of_distinct_rows(gpu):
     drawn = gpu.synthetic.triples(50, entities=40, relations=2, communities=2, noise=0.1)
     job = gpu.Job.of(gpu.Case(4, 5, 400), drawn, 40)
