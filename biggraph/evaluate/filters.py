@@ -50,9 +50,17 @@ class Known:
 
     def counts(self, questions: Numbers) -> Numbers:
         """Return the number of known answers of some questions, int64, same shape."""
+        first, stop = self.spans(questions)
+        return stop - first
+
+    def spans(self, questions: Numbers) -> tuple[Numbers, Numbers]:
+        """Return where in `codes` the answers of some questions begin and end, int64, same shape.
+
+        There, `codes` modulo `limit` is ascending.
+        """
         base = self.row[questions] * self.limit
-        first = np.searchsorted(self.codes, base)
-        return (np.searchsorted(self.codes, base + self.limit) - first).astype(np.int64)
+        first, stop = np.searchsorted(self.codes, (base, base + self.limit))
+        return first, stop
 
 
 def only_truths(queries: Queries, numbering: Numbering) -> Known:
@@ -86,7 +94,8 @@ def known_answers(graph: Graph, queries: Queries, numbering: Numbering) -> Known
             place[place == len(wanted)] = 0
             match = wanted[place] == codes
             found.append(place[match] * limit + answer[match])
-    return Known(np.unique(np.concatenate(found)), limit, row)
+    codes = np.sort(np.concatenate(found))  # several times as fast as np.unique
+    return Known(codes[np.diff(codes, prepend=-1) != 0], limit, row)
 
 
 def _buckets_to_read(

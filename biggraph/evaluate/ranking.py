@@ -2,37 +2,44 @@
 
 Neither the table nor all scores need fit in memory: query vectors are made for as many questions
 as the budget allows, candidates are read one block after the other, and each tile of scores is
-counted and forgotten. Knows scores and known answers; nothing of splits or metrics.
+counted while it is in the cache, and forgotten. Questions that differ in their truth alone share a
+query, whose scores are computed once. Threads take pieces of a block; every product is of one
+thread. Knows scores and known answers; nothing of splits or metrics.
 
 A candidate ties with the true entity when their scores differ by no more than rounding can
 explain, so that equal embeddings tie wherever they are stored: |difference| <= 1e-6 * the size of
 the numbers that the score is made of (`_tolerance`).
 
-Axes: B questions of a tile, N candidates, D dimension.
+Axes: B queries of a tile, Q questions, N candidates, D dimension.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 
-import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from biggraph.evaluate.counting import Asked, add_counts
 from biggraph.evaluate.filters import Known
 from biggraph.evaluate.numbering import Block, Numbering, Numbers, RowSource
 from biggraph.evaluate.queries import Queries
 from biggraph.model.model import Model, RelationGroup
-from biggraph.types import FloatArray, Side
+from biggraph.types import FloatArray, IntArray, Side
 
 Progress = Callable[[int, int], None]
 
 DEFAULT_MEMORY = 256 * 2**20
 _TIE = 1e-6
-_TILE = 256  # questions of one matrix product: enough for full speed, few enough for the cache
+# Queries and candidates of one matrix product: enough for full speed, few enough for the cache.
+_TILE, _PIECE = 256, 512
 _PADDING = 32  # below this many rows, matrix products round differently (other code paths)
 
 
@@ -84,29 +91,74 @@ class Ranker:
             known: answers that do not compete; must hold each question's own answer.
             on_progress: called with the number of scores done and in all.
 
-        A true entity whose score is not a number ranks behind all; such a candidate behind none.
+        Takes as many threads as torch would. A true entity whose score is not a number ranks
+        behind all; such a candidate behind none.
         """
         ranks = Ranks(np.zeros(len(queries), np.int64), np.zeros(len(queries), np.int64))
         done, total = 0, self._number_of_scores(queries)
-        for entity_type, segments in self._by_type(queries).items():
-            for part in _cut(segments, self._rows_that_fit()):
-                tiles = [tile for segment in part for tile in self._tiles(queries, segment)]
-                for block in self._blocks(entity_type):
-                    self._count_block(block, tiles, known, ranks)
-                    done += len(block.numbers) * sum(len(tile.questions) for tile in tiles)
-                    if on_progress:
-                        on_progress(done, total)
+        answers_K = known.codes % known.limit
+        threads = torch.get_num_threads()
+        with _pool(threads) as pool:
+            for entity_type, segments in self._by_type(queries).items():
+                for part in _cut(segments, self._rows_that_fit()):
+                    questions = np.concatenate([segment.questions for segment in part])
+                    tiles = [t for segment in part for t in self._tiles(queries, segment, known)]
+                    counts_Q2 = np.zeros((len(questions), 2), np.int64)
+                    for block in self._blocks(entity_type):
+                        counts_Q2 += self._count_block(pool, threads, block, tiles, answers_K)
+                        done += len(block.numbers) * len(questions)
+                        if on_progress:
+                            on_progress(done, total)
+                    ranks.higher[questions], ranks.tied[questions] = counts_Q2.T
         return ranks
 
-    def _count_block(self, block: Block, tiles: list[_Tile], known: Known, ranks: Ranks) -> None:
+    def _count_block(
+        self,
+        pool: ThreadPoolExecutor,
+        threads: int,
+        block: Block,
+        tiles: list[_Tile],
+        answers_K: Numbers,
+    ) -> IntArray:
+        """Return what the candidates of a block add to higher and tied, [Q, 2]."""
         rows_ND = torch.from_numpy(self.source.rows(block.key, block.offsets))
+        count = len(block.numbers)
+        step = min(_PIECE, max(_PADDING, -(-count // threads)))
+        pieces = deque(slice(start, start + step) for start in range(0, count, step))
+
+        def work(_: int) -> IntArray:
+            counts_Q2 = np.zeros((sum(len(tile.asked.query_Q) for tile in tiles), 2), np.int64)
+            while True:
+                try:
+                    piece = pieces.popleft()
+                except IndexError:
+                    return counts_Q2
+                numbers_N = block.numbers[piece]
+                self._count_piece(rows_ND[piece], numbers_N, tiles, answers_K, counts_Q2)
+
+        counts_Q2: IntArray = np.sum(list(pool.map(work, range(threads))), axis=0)
+        return counts_Q2
+
+    @torch.no_grad()
+    def _count_piece(
+        self,
+        rows_ND: Tensor,
+        numbers_N: Numbers,
+        tiles: list[_Tile],
+        answers_K: Numbers,
+        counts_Q2: IntArray,
+    ) -> None:
         prepared: tuple[object, Tensor] | None = None
+        start = 0
         for tile in tiles:
             # Tiles come sorted by (group, side), so that candidates are prepared once for each.
             if prepared is None or prepared[0] != (tile.group.index, tile.side):
                 ready_ND = self.model.candidates(tile.group, tile.side, rows_ND)
                 prepared = ((tile.group.index, tile.side), ready_ND)
-            tile.count(self.model, prepared[1], block, known, ranks)
+            stop = start + len(tile.asked.query_Q)
+            scores_BN = _scores(self.model, tile.query_BD, prepared[1]).numpy()
+            add_counts(scores_BN, numbers_N, tile.asked, answers_K, counts_Q2[start:stop])
+            start = stop
 
     def _by_type(self, queries: Queries) -> dict[str, list[_Segment]]:
         """Group questions by replaced type, and in each by relation group and replaced side."""
@@ -116,21 +168,38 @@ class Ranker:
             for side in Side:
                 chosen = np.flatnonzero(of_group & (queries.replaces_lhs == (side is Side.LHS)))
                 if len(chosen):
+                    order = np.lexsort((queries.anchor[chosen], queries.rel[chosen]))
+                    chosen = chosen[order]  # those with one query side by side
                     segment = _Segment(group, side, chosen)
                     found.setdefault(group.entity_type(side), []).append(segment)
         return found
 
-    def _tiles(self, queries: Queries, segment: _Segment) -> Iterator[_Tile]:
+    def _tiles(self, queries: Queries, segment: _Segment, known: Known) -> Iterator[_Tile]:
+        """Cut a segment so that each tile has at most `_TILE` different queries."""
+        some = queries.take(segment.questions)
+        differs = (np.diff(some.anchor) != 0) | (np.diff(some.rel) != 0)
+        query = np.concatenate(([0], np.cumsum(differs)))
+        starts = np.searchsorted(query, np.arange(0, query[-1] + 1, _TILE))
+        for start, stop in pairwise([*starts.tolist(), len(query)]):
+            questions = segment.questions[start:stop]
+            yield self._tile(segment, queries.take(questions), query[start:stop] - query[start],
+                             known.spans(questions))  # fmt: skip
+
+    def _tile(
+        self, segment: _Segment, some: Queries, query_Q: Numbers, spans: tuple[Numbers, Numbers]
+    ) -> _Tile:
         group, side = segment.group, segment.side
-        for start in range(0, len(segment.questions), _TILE):
-            questions = segment.questions[start : start + _TILE]
-            some = queries.take(questions)
-            anchor_BD = self._rows(group.entity_type(side.other), some.anchor)
-            truth_BD = self._rows(group.entity_type(side), some.truth)
-            query_BD = self.model.query(group, side, anchor_BD, torch.from_numpy(some.rel))
-            truth_BD = self.model.candidates(group, side, truth_BD)
-            low_B, high_B = _tie_range(self.model, query_BD, truth_BD)
-            yield _Tile(group, side, questions, query_BD, low_B, high_B)
+        first_B = np.searchsorted(query_Q, np.arange(query_Q[-1] + 1))
+        anchor_BD = self._rows(group.entity_type(side.other), some.anchor[first_B])
+        query_BD = self.model.query(group, side, anchor_BD, torch.from_numpy(some.rel[first_B]))
+        ranges = []
+        for start in range(0, len(query_Q), _TILE):
+            piece = slice(start, start + _TILE)
+            truth_QD = self._rows(group.entity_type(side), some.truth[piece])
+            truth_QD = self.model.candidates(group, side, truth_QD)
+            ranges.append(_tie_range(self.model, query_BD[query_Q[piece]], truth_QD))
+        low_Q, high_Q = (np.concatenate(pieces) for pieces in zip(*ranges, strict=True))
+        return _Tile(group, side, query_BD, Asked(query_Q, low_Q, high_Q, *spans))
 
     def _rows(self, entity_type: str, numbers: Numbers) -> Tensor:
         return torch.from_numpy(self.numbering.rows(self.source, entity_type, numbers))
@@ -164,29 +233,25 @@ class _Segment:
 
 @dataclass(frozen=True)
 class _Tile:
-    """Questions ready to be scored, and the range of scores that tie with each truth."""
+    """Different queries ready to be scored, and what is asked about them."""
 
     group: RelationGroup
     side: Side
-    questions: Numbers
     query_BD: Tensor
-    low_B: FloatArray
-    high_B: FloatArray
+    asked: Asked
 
-    def count(
-        self, model: Model, candidates_ND: Tensor, block: Block, known: Known, ranks: Ranks
-    ) -> None:
-        """Add to `ranks` what the candidates of one block contribute."""
-        scores_BN = _scores(model, self.query_BD, candidates_ND).numpy()
-        first, last = int(block.numbers[0]), int(block.numbers[-1])
-        row, number = known.answers(self.questions, first, last + 1)
-        column = np.searchsorted(block.numbers, number)
-        present = block.numbers[column] == number
-        scores_BN[row[present], column[present]] = -np.inf
-        higher, tied, others = _count(scores_BN, self.low_B, self.high_B)
-        lost = ~(self.high_B > -np.inf)  # the truth's score is NaN or -inf
-        ranks.higher[self.questions] += np.where(lost, others, higher)
-        ranks.tied[self.questions] += np.where(lost, 0, tied)
+
+@contextmanager
+def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Give threads in which torch uses no further ones for a product."""
+    try:
+        with ThreadPoolExecutor(
+            threads, "rank", initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool:
+            yield pool
+    finally:
+        # They set torch's default for threads to come; the caller's own ones need theirs back.
+        torch.set_num_threads(threads)
 
 
 def _cut(segments: list[_Segment], size: int) -> Iterator[list[_Segment]]:
@@ -246,26 +311,3 @@ def _tolerance(model: Model, query_BD: Tensor, truth_BD: Tensor) -> Tensor:
     product_B = model.matched(query_BD, query_BD) * model.matched(truth_BD, truth_BD)
     lengths_B = model.matched(query_BD, zero_BD).abs() + model.matched(truth_BD, zero_BD).abs()
     return _TIE * (product_B.abs().sqrt() + lengths_B)
-
-
-@numba.njit(nogil=True, cache=True)  # type: ignore[misc, untyped-decorator, unused-ignore]
-def _count(
-    scores_BN: FloatArray, low_B: FloatArray, high_B: FloatArray
-) -> tuple[Numbers, Numbers, Numbers]:
-    """Count in each row, in one pass, scores above `high`, from `low` to `high`, and all but -inf.
-
-    Minus infinity marks entities that do not compete.
-    """
-    rows = scores_BN.shape[0]
-    higher, tied = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
-    others = np.zeros(rows, np.int64)
-    for i in range(rows):
-        above, from_low, competing = 0, 0, 0
-        low, high = low_B[i], high_B[i]
-        for j in range(scores_BN.shape[1]):  # seven times the speed of iterating over the row
-            score = scores_BN[i, j]
-            above += score > high
-            from_low += score >= low
-            competing += score != -np.inf
-        higher[i], tied[i], others[i] = above, from_low - above, competing
-    return higher, tied, others

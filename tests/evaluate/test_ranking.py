@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+import torch
 
 from biggraph.evaluate import ranking
 from biggraph.evaluate.evaluate import Settings, evaluate
@@ -110,6 +109,7 @@ def test_ranks_do_not_depend_on_the_memory_budget(monkeypatch):
     graph, splits = make_graph({"person": 3, "film": 2})
     checkpoint = random_checkpoint(graph)
     monkeypatch.setattr(ranking, "_TILE", 4)
+    monkeypatch.setattr(ranking, "_PIECE", 3)
     monkeypatch.setattr(ranking, "_PADDING", 2)
     seen = []
     for memory in (1, 1000, 3000, 2**20):
@@ -117,6 +117,41 @@ def test_ranks_do_not_depend_on_the_memory_budget(monkeypatch):
         assert rank_all(checkpoint, graph, memory=memory) == oracle(checkpoint, graph, splits)
         seen.append(max(rows for _, rows in checkpoint.calls))
     assert seen[0] == 1 < seen[-1]
+
+
+@pytest.mark.parametrize("filtered", [True, False])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_questions_that_share_a_query_and_repeated_edges_rank_as_alone(
+    monkeypatch, threads, filtered
+):
+    graph, splits = make_graph({"person": 3, "film": 2})
+    hub = [("p0", "likes", film) for film in FILMS] + [(p, "knows", "p1") for p in PEOPLE]
+    splits["test"] = [*splits["test"], *hub, *hub[:5]]
+    graph = MemoryGraph({"person": PEOPLE, "film": FILMS}, RELATIONS, splits, {"person": 3})
+    checkpoint = random_checkpoint(graph)
+    monkeypatch.setattr(ranking, "_TILE", 3)
+    monkeypatch.setattr(ranking, "_PIECE", 4)
+    monkeypatch.setattr(ranking, "_PADDING", 2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = rank_all(checkpoint, graph, filtered=filtered)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert found == oracle(checkpoint, graph, splits, filtered)
+
+
+def test_the_scores_of_a_query_are_computed_once(monkeypatch):
+    splits = {"train": [], "test": [("p0", "likes", film) for film in FILMS]}
+    graph = MemoryGraph({"person": PEOPLE, "film": FILMS}, RELATIONS, splits)
+    checkpoint = random_checkpoint(graph)
+    rows = []
+    monkeypatch.setattr(
+        ranking, "add_counts", lambda scores, _, asked, *__: rows.append((len(scores), asked))
+    )
+    rank_all(checkpoint, graph)
+    assert sorted((queries, len(asked.query_Q)) for queries, asked in rows) == [(1, 9), (9, 9)]
 
 
 def test_equal_embeddings_tie_wherever_they_are():
@@ -203,31 +238,6 @@ def test_sampled_candidates_compete_alone():
     assert rank_all(checkpoint, graph, candidates=candidates) == oracle(
         checkpoint, graph, splits, candidates=names
     )
-
-
-@given(
-    scores=st.lists(
-        st.lists(
-            st.sampled_from([-np.inf, -1.0, 0.0, 0.5, 0.50001, 2.0, np.inf, np.nan]),
-            min_size=3,
-            max_size=3,
-        ),
-        min_size=1,
-        max_size=5,
-    ),
-    truth=st.sampled_from([-1.0, 0.5, 2.0]),
-    width=st.sampled_from([0.0, 1e-4]),
-)
-@settings(max_examples=100, deadline=None)
-def test_counting_agrees_with_loops(scores, truth, width):
-    array = np.array(scores, dtype=np.float32)
-    low = np.full(len(array), truth - width, dtype=np.float32)
-    high = np.full(len(array), truth + width, dtype=np.float32)
-    higher, tied, others = ranking._count(array, low, high)
-    for i, row in enumerate(array):
-        assert higher[i] == sum(bool(x > high[i]) for x in row)
-        assert tied[i] == sum(bool(low[i] <= x <= high[i]) for x in row)
-        assert others[i] == sum(bool(x != -np.inf) for x in row)
 
 
 def test_metrics_do_not_depend_on_the_number_of_partitions():
