@@ -1,0 +1,269 @@
+"""Triples a second of filtered ranking, beside PyTorch-BigGraph's and PyKEEN's; top-k queries.
+
+All rank the same test triples of the same graph against all entities, both sides, with the same
+random ComplEx embeddings and the same filters, and must agree on the MRR. Each run is a process of
+its own; the sides take turns. The batch size of each peer is the best of several, tried on the
+first triples in the same run. Starting processes and reading files is left out; building filters is
+in `triples_per_s` and not in `ranked_per_s`.
+
+    benchmarks/peers/setup.sh
+    python benchmarks/eval_speed.py --graph GRAPH --threads 1 2 --repeats 3
+
+GRAPH is what `biggraph import` made of FB15k-237; without it, a synthetic graph of the same size.
+A peer that needs minutes for all triples may rank the first ones (`--first pykeen=2000`): its cost
+is the same for each, while biggraph, which ranks all, computes scores once for each query.
+Prints a JSON line for each run; then tables, on standard error. Where others use the machine too
+(`others_cpus`), the ratio of the best runs says more than that of the medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import measuring
+import numpy as np
+import synthetic
+
+from biggraph.config import make_config
+from biggraph.evaluate.filters import known_answers
+from biggraph.evaluate.numbering import Numbering
+from biggraph.evaluate.opening import model_of
+from biggraph.evaluate.queries import select_queries
+from biggraph.evaluate.ranking import Ranker
+from biggraph.graph.graph import Graph
+from biggraph.log import align
+from biggraph.types import FloatArray, IntArray, PartitionKey
+
+PEERS = Path(__file__).resolve().parent / "peers"
+BATCHES = {"pbg": (50, 200, 1000), "pykeen": (4, 16, 64, 256)}
+TRIED = 500  # triples with which batch sizes are compared
+SPLITS = ("train", "valid", "test")
+SIZES = {"entities": 14_541, "relations": 237, "communities": 150, "noise": 0.3}  # FB15k-237's
+COUNTS = {"train": 272_115, "valid": 17_535, "test": 20_466}
+
+CHILD = "import sys; sys.path.insert(0, 'benchmarks'); import eval_speed as e; e.{}(*sys.argv[1:])"
+
+
+class Tables:
+    """Embeddings in memory, where evaluation expects a checkpoint: ComplEx, r and its conjugate."""
+
+    def __init__(self, graph: Graph, arrays: dict[str, np.ndarray]) -> None:
+        dimension = arrays["entities"].shape[1]
+        self.config = make_config(
+            {"model": {"operator": "complex_diagonal", "dimension": dimension}}
+        )
+        self._graph, self._arrays = graph, arrays
+        self._numbering = Numbering(graph.schema)
+
+    def shape(self, key: PartitionKey) -> tuple[int, int]:
+        """Return rows and columns of a partition."""
+        return self._graph.schema.count(key), self._arrays["entities"].shape[1]
+
+    def rows(self, key: PartitionKey, offsets: IntArray | slice) -> FloatArray:
+        """Return a fresh copy of some rows."""
+        count = self._graph.schema.count(key)
+        of_partition = self._numbering.numbers(
+            key.entity_type, np.full(count, key.index), np.arange(count)
+        )
+        return self._arrays["entities"][of_partition[offsets]]
+
+    def relations(self) -> dict[str, np.ndarray]:
+        """Return the relation parameters by the model's names."""
+        real, imag = self._arrays["real"], self._arrays["imag"]
+        return {"0.lhs.real": real, "0.lhs.imag": imag, "0.rhs.real": real, "0.rhs.imag": -imag}
+
+
+def rank_here(folder: str, graph_path: str, first: str) -> None:
+    """Rank all test triples in this process; print seconds, and the MRR of all and of the first."""
+    graph = Graph.open(Path(graph_path))
+    tables = Tables(graph, {path.stem: np.load(path) for path in Path(folder).glob("*.npy")})
+    numbering = Numbering(graph.schema)
+    ranker = Ranker(tables, model_of(tables, graph), numbering)
+    few = select_queries(graph, numbering, "test", 64, 0)
+    ranker.rank(few, known_answers(graph, few, numbering))  # warms up
+    began = time.perf_counter()
+    queries = select_queries(graph, numbering, "test", None, 0)
+    known = known_answers(graph, queries, numbering)
+    ready = time.perf_counter()
+    ranks = ranker.rank(queries, known).realistic()
+    done = time.perf_counter()
+    both = ranks.reshape(2, -1)
+    mrr_of_first = {count: float((1 / both[:, : int(count)]).mean()) for count in first.split(",")}
+    print(json.dumps({
+        "filter_s": ready - began, "rank_s": done - ready, "mrr": float((1 / ranks).mean()),
+        "mrr_of_first": mrr_of_first,
+    }))  # fmt: skip
+
+
+def write_arrays(graph: Graph, folder: Path, dimension: int) -> int:
+    """Write what all sides read: edges by number, and random embeddings; return the test edges."""
+    numbering, generator = Numbering(graph.schema), np.random.default_rng(0)
+    for split in SPLITS:
+        columns = []
+        for bucket in sorted(graph.splits[split]):
+            edges = graph.edges(split, bucket)
+            lhs, rhs = numbering.ends(edges, bucket)
+            columns.append(np.stack((lhs, edges.rel.astype(np.int64), rhs), 1))
+        np.save(folder / f"{split}.npy", np.concatenate(columns))
+    entities, relations = numbering.limit - 1, len(graph.schema.relations)
+    shapes = {"entities": (entities, dimension), "real": (relations, dimension // 2)}
+    for name, shape in (shapes | {"imag": shapes["real"]}).items():
+        np.save(folder / f"{name}.npy", generator.standard_normal(shape, dtype=np.float32))
+    return sum(graph.splits["test"].values())
+
+
+def make_graph(folder: Path) -> Path:
+    """Import a synthetic graph of the size of FB15k-237; return where it is."""
+    drawn = synthetic.triples(sum(COUNTS.values()), **SIZES)
+    rows, start, paths = synthetic.table(drawn, SIZES["entities"]), 0, {}
+    for split, count in COUNTS.items():
+        paths[split] = folder / f"{split}.tsv"
+        synthetic.write(rows.slice(start, count), paths[split])
+        start += count
+    command = [sys.executable, "-m", "biggraph", "import", paths["train"], "--valid"]
+    measuring.run([*command, paths["valid"], "--test", paths["test"], "--out", folder / "graph"])
+    return folder / "graph"
+
+
+def run_side(
+    side: str, setting: argparse.Namespace, threads: int, batch: int = 0, first: int = 0
+) -> dict[str, Any]:
+    """Rank once with one side; return its rates, what it found and what it used."""
+    first = first or setting.first[side]
+    if side == "biggraph":
+        counts = ",".join(str(count) for count in set(setting.first.values()))
+        command = [sys.executable, "-c", CHILD.format("rank_here"), setting.folder]
+        command += [setting.graph, counts]
+    else:
+        python = setting.peers.absolute() / side / "bin/python"
+        command = [python, PEERS / f"{side}_eval.py", setting.folder, "--first", first]
+        command += ["--batch", batch, "--threads", threads]
+    # PBG's threads are processes, each with one.
+    inside = str(1 if side == "pbg" else threads)
+    said, used = measuring.run(command, extra_env=dict.fromkeys(measuring.ONE_THREAD, inside))
+    found = json.loads(said.splitlines()[-1])
+    whole = found["filter_s"] + found["rank_s"]
+    # A peer builds its filters of the whole graph, however few triples it ranks.
+    scaled = found["rank_s"] * setting.first["biggraph"] / first + found["filter_s"]
+    return {
+        "side": side, "threads": threads, "batch": batch, "triples": first,
+        "triples_per_s": round(setting.first["biggraph"] / scaled, 1),
+        "ranked_per_s": round(first / found["rank_s"], 1), "seconds": round(whole, 2),
+        **found, **used,
+    }  # fmt: skip
+
+
+def tune(side: str, setting: argparse.Namespace, threads: int) -> int:
+    """Return the batch size with which a peer ranks fastest."""
+    rates = {}
+    for batch in BATCHES.get(side, ()):
+        first = min(max(TRIED, batch), setting.first[side])
+        line = run_side(side, setting, threads, batch, first)
+        measuring.emit("eval_speed", "tuning", **line)
+        rates[batch] = line["ranked_per_s"]
+    return max(rates, key=rates.get, default=0)
+
+
+def measure(setting: argparse.Namespace, sides: list[str]) -> list[dict[str, Any]]:
+    """Run every side in turns; return the lines."""
+    lines = []
+    for threads in setting.threads:
+        batch = {side: tune(side, setting, threads) for side in sides}
+        for repeat in range(setting.repeats):
+            for side in sides if repeat % 2 == 0 else reversed(sides):
+                line = run_side(side, setting, threads, batch[side]) | {"repeat": repeat}
+                lines.append(line)
+                measuring.emit("eval_speed", "run", **line)
+    return lines
+
+
+def check(lines: list[dict[str, Any]]) -> None:
+    """End the benchmark unless all sides found the same MRR for the same triples."""
+    ours = next((line for line in lines if line["side"] == "biggraph"), None)
+    for line in lines if ours else ():
+        expected = ours["mrr_of_first"].get(str(line["triples"]), ours["mrr"])
+        if abs(line["mrr"] / expected - 1) > 1e-3:
+            raise SystemExit(f"{line['side']} found MRR {line['mrr']}, biggraph {expected}")
+
+
+def summarise(lines: list[dict[str, Any]]) -> list[str]:
+    """Return the table of medians and that of ratios; print both as JSON lines."""
+    groups = defaultdict[tuple[int, str], list](list)
+    for line in lines:
+        groups[line["threads"], line["side"]].append(line)
+    names = ("triples_per_s", "ranked_per_s", "peak_rss_mib", "others_cpus", "load")
+    medians, ratios = [], []
+    for (threads, side), runs in groups.items():
+        found = {name: statistics.median(run[name] for run in runs) for name in names}
+        facts = {"threads": threads, "side": side, "batch": runs[0]["batch"]}
+        measuring.emit("eval_speed", "median", **facts, **found)
+        medians.append((*facts.values(), *(f"{value:,.6g}" for value in found.values())))
+        ours = groups.get((threads, "biggraph"))
+        if side != "biggraph" and ours:
+            values = {name: ratio_of(ours, runs, name) for name in names[:2]}
+            best = [max(run["triples_per_s"] for run in some) for some in (ours, runs)]
+            values["of_best"] = round(best[0] / best[1], 2)
+            measuring.emit("eval_speed", "ratio", threads=threads, side=side, **values)
+            cells = [f"{value:.1f}" for value in values.values()]
+            ratios.append((threads, f"biggraph / {side}", *cells, len(runs)))
+    header = ["threads", "side", "batch", "triples/s", "ranking alone", "RSS MiB"]
+    tables = [align(medians, header=[*header, "others' CPUs", "load"])]
+    if ratios:
+        header = ["threads", "sides", "ratio", "ranking alone", "of best runs", "repeats"]
+        tables.append(align(ratios, header=header))
+    return tables
+
+
+def ratio_of(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], name: str) -> float:
+    """Return the median ratio of runs in the same repeat."""
+    pairs = zip(ours, theirs, strict=True)
+    return round(statistics.median(mine[name] / other[name] for mine, other in pairs), 2)
+
+
+def first_of(wanted: list[str], triples: int) -> dict[str, int]:
+    """Return how many triples each side ranks, of "pykeen=2000" and the like."""
+    given = dict(word.split("=") for word in wanted)
+    peers = {side: min(int(given.get(side, triples)), triples) for side in BATCHES}
+    return {"biggraph": triples, **peers}
+
+
+def main() -> None:
+    """Measure what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    all_sides = ["biggraph", *BATCHES]
+    parser.add_argument("--graph", type=Path, help="of `biggraph import`, with one partition")
+    parser.add_argument("--dimension", type=int, default=200)
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--first", nargs="*", default=["pykeen=2000"], metavar="SIDE=TRIPLES")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--sides", nargs="+", choices=all_sides, default=all_sides)
+    parser.add_argument("--peers", type=Path, default=Path("peers-env"), help="of peers/setup.sh")
+    setting = parser.parse_args()
+    pythons = {side: setting.peers.absolute() / side / "bin/python" for side in BATCHES}
+    pythons["biggraph"] = Path(sys.executable)
+    sides = [side for side in setting.sides if pythons[side].exists()]
+    for side in set(setting.sides) - set(sides):
+        print(f"{side} is left out: benchmarks/peers/setup.sh installs it", file=sys.stderr)
+    with tempfile.TemporaryDirectory() as name:
+        setting.folder = Path(name)
+        setting.graph = setting.graph or make_graph(setting.folder)
+        triples = write_arrays(Graph.open(setting.graph), setting.folder, setting.dimension)
+        setting.first = first_of(setting.first, triples)
+        found = {side: measuring.versions(pythons[side]) for side in sides}
+        measuring.emit("eval_speed", "machine", **measuring.machine(), versions=found,
+                       sgemm_gflops=measuring.sgemm_gflops(), first=setting.first)  # fmt: skip
+        lines = measure(setting, sides)
+        check(lines)
+        print("", *summarise(lines), sep="\n\n", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
