@@ -8,19 +8,20 @@ Axes: N entities, D dimension.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
-from torch import Tensor
 
 from biggraph.errors import InputError, did_you_mean
 from biggraph.evaluate.filters import known_answers
 from biggraph.evaluate.numbering import Numbering, Numbers
 from biggraph.evaluate.opening import graph_of, model_of
 from biggraph.evaluate.queries import Queries
+from biggraph.evaluate.top import Search
 from biggraph.graph.graph import Graph
 from biggraph.model.comparators import COMPARATORS
 from biggraph.model.model import Model
@@ -28,7 +29,6 @@ from biggraph.storage.checkpoint import Checkpoint
 from biggraph.types import FloatArray, Side
 
 METRICS = ("cos", "dot", "l2")
-_BLOCK = 64 * 2**20  # bytes of rows held at once
 
 
 @dataclass(frozen=True)
@@ -145,17 +145,29 @@ class Embeddings:
                 result[places] = self.model.matched(query_ND, tails_ND).numpy()
         return result
 
-    @torch.no_grad()
     def neighbors(
         self, name: str, k: int = 10, *, metric: str = "cos", entity_type: str | None = None
     ) -> list[Neighbor]:
-        """Return the k entities of the same type nearest to one, best first, without itself.
+        """Return the k entities of the same type nearest to one; see `neighbors_of`."""
+        return self.neighbors_of([name], k, metric=metric, entity_type=entity_type)[0]
+
+    def neighbors_of(
+        self,
+        names: Sequence[str],
+        k: int = 10,
+        *,
+        metric: str = "cos",
+        entity_type: str | None = None,
+    ) -> list[list[Neighbor]]:
+        """Return for each entity the k of the same type nearest to it, best first, without itself.
+
+        Many at once are much faster than one after the other.
 
         Args:
-            name: of an entity.
+            names: of entities.
             k: how many; fewer come back where there are fewer.
             metric: "cos", "dot" or "l2", whose score is the negative distance.
-            entity_type: where the name belongs to several types.
+            entity_type: where a name belongs to several types.
 
         Raises:
             InputError: unknown entity or metric, or `k` is not positive.
@@ -163,18 +175,20 @@ class Embeddings:
         _check_k(k)
         if metric not in METRICS:
             raise InputError(f'unknown metric "{metric}"{did_you_mean(metric, METRICS)}')
-        (kind,), numbers = self._resolve([name], entity_type)
+        types, numbers = self._resolve(names, entity_type)
         comparator = COMPARATORS[metric]
-        row = torch.from_numpy(self._numbering.rows(self.checkpoint, kind, numbers))
-        query_D = comparator.prepare(row)
+        found: list[list[Neighbor]] = [[] for _ in names]
+        for kind in sorted(set(types)):
+            places = [i for i, its_type in enumerate(types) if its_type == kind]
+            search = Search(self.checkpoint, self._numbering, kind, comparator, comparator.prepare)
+            rows_BD = self._numbering.rows(self.checkpoint, kind, numbers[places])
+            query_BD = comparator.prepare(torch.from_numpy(rows_BD))
+            best = search.best(query_BD, [numbers[[i]] for i in places], k)
+            for i, (nearest, scores) in zip(places, best, strict=True):
+                pairs = zip(self._names(kind, nearest), scores.tolist(), strict=True)
+                found[i] = [Neighbor(name, score, kind) for name, score in pairs]
+        return found
 
-        def score(rows_ND: Tensor) -> Tensor:
-            return comparator.matched(query_D, comparator.prepare(rows_ND))
-
-        best = self._best(kind, score, numbers, k)
-        return [Neighbor(self._name(kind, number), value, kind) for number, value in best]
-
-    @torch.no_grad()
     def predict(
         self,
         *,
@@ -184,75 +198,88 @@ class Embeddings:
         k: int = 10,
         exclude_known: bool = True,
     ) -> list[Prediction]:
-        """Return the k best candidates for the missing end of an edge, best first.
+        """Return the k best candidates for the missing end of an edge; see `predictions`."""
+        heads, tails = (None if name is None else [name] for name in (head, tail))
+        found = self.predictions(
+            relation=relation, heads=heads, tails=tails, k=k, exclude_known=exclude_known
+        )
+        return found[0]
+
+    @torch.no_grad()
+    def predictions(
+        self,
+        *,
+        relation: str,
+        heads: Sequence[str] | None = None,
+        tails: Sequence[str] | None = None,
+        k: int = 10,
+        exclude_known: bool = True,
+    ) -> list[list[Prediction]]:
+        """Return, for each given end, the k best candidates for the missing one, best first.
 
         The given entity itself is left out, unless the graph has that edge. Reads the buckets of
-        the graph that can hold edges of the given entity, to tell what is known: any edge of the
-        train, validation or test split.
+        the graph that can hold edges of the given entities, once for all, to tell what is known:
+        any edge of the train, validation or test split.
 
         Args:
             relation: name of the relation.
-            head: the known left end; then tails are predicted.
-            tail: the known right end; then heads are predicted.
+            heads: the known left ends; then tails are predicted.
+            tails: the known right ends; then heads are predicted.
             k: how many; fewer come back where there are fewer.
             exclude_known: leave out what the graph says already.
 
         Raises:
-            InputError: unknown names, `k` not positive, or not exactly one end given.
+            InputError: unknown names, `k` not positive, or not exactly one kind of end given.
         """
         _check_k(k)
-        if (head is None) == (tail is None):
+        if (heads is None) == (tails is None):
             raise InputError("predict: give either head or tail, and the other is predicted")
-        anchor, side = (head, Side.RHS) if head is not None else (tail, Side.LHS)
+        anchors, side = (heads, Side.RHS) if heads is not None else (tails or (), Side.LHS)
         rel = self.graph.schema.relation_id(relation)
         group = next(group for group in self.model.groups if rel in group.relations)
-        (anchor_type,), numbers = self._resolve([str(anchor)], group.entity_type(side.other))
-        row = torch.from_numpy(self._numbering.rows(self.checkpoint, anchor_type, numbers))
-        query_1D = self.model.query(group, side, row, torch.tensor([rel]))
-
-        def score(rows_ND: Tensor) -> Tensor:
-            return self.model.matched(query_1D, self.model.candidates(group, side, rows_ND))
-
+        kind, anchor_type = group.entity_type(side), group.entity_type(side.other)
+        _, numbers = self._resolve(anchors, anchor_type)
+        rows_BD = torch.from_numpy(self._numbering.rows(self.checkpoint, anchor_type, numbers))
+        rel_B = torch.full((len(numbers),), rel)
+        query_BD = self.model.query(group, side, rows_BD, rel_B)
         known = self._known(numbers, rel, side)
-        kind = group.entity_type(side)
-        without = known if exclude_known else known[:0]
+        without = [some if exclude_known else some[:0] for some in known]
         if kind == anchor_type:
             # The entity itself is an answer only where the graph says so.
-            without = np.union1d(without, np.setdiff1d(numbers, known))
-        best = self._best(kind, score, without, k)
-        is_known = set(known.tolist())
-        return [Prediction(self._name(kind, n), value, n in is_known) for n, value in best]
+            own = [np.setdiff1d(numbers[[i]], some) for i, some in enumerate(known)]
+            without = [np.union1d(*pair) for pair in zip(without, own, strict=True)]
+        search = Search(
+            self.checkpoint, self._numbering, kind, self.model.comparator,
+            lambda rows_ND: self.model.candidates(group, side, rows_ND),
+        )  # fmt: skip
+        return [
+            [
+                Prediction(name, score, is_known)
+                for name, score, is_known in zip(
+                    self._names(kind, best), scores.tolist(), np.isin(best, its).tolist(),
+                    strict=True,
+                )
+            ]
+            for (best, scores), its in zip(search.best(query_BD, without, k), known, strict=True)
+        ]  # fmt: skip
 
-    def _known(self, anchor: Numbers, rel: int, side: Side) -> Numbers:
-        """Return the ascending numbers of all entities that the graph has at the missing end."""
+    def _known(self, anchors: Numbers, rel: int, side: Side) -> list[Numbers]:
+        """Return the ascending numbers of all that the graph has at each missing end."""
         # Only anchor, relation and side matter here; there is no true answer.
-        queries = Queries(anchor, np.array([rel]), anchor, np.array([side is Side.LHS]))
+        count = len(anchors)
+        lhs_is_missing = np.full(count, side is Side.LHS)
+        queries = Queries(anchors, np.full(count, rel), anchors, lhs_is_missing)
         known = known_answers(self.graph, queries, self._numbering)
-        return known.answers(np.array([0]), 0, self._numbering.limit)[1]
+        spans = zip(*known.spans(np.arange(count)), strict=True)
+        return [known.codes[first:stop] % known.limit for first, stop in spans]
 
-    def _best(
-        self, entity_type: str, score: Callable[[Tensor], Tensor], without: Numbers, k: int
-    ) -> list[tuple[int, float]]:
-        """Return numbers and scores of the k best entities, best first; equal ones by number."""
-        numbers, scores = np.empty(0, np.int64), np.empty(0, np.float32)
-        size = max(1, _BLOCK // (4 * self.model.dimension))
-        for block in self._numbering.blocks(entity_type, size, None):
-            rows_ND = torch.from_numpy(self.checkpoint.rows(block.key, block.offsets))
-            scores_N = score(rows_ND)
-            scores_N[scores_N.isnan()] = -torch.inf
-            scores_N[np.flatnonzero(np.isin(block.numbers, without))] = -torch.inf
-            top = scores_N.topk(min(k, len(scores_N)))
-            numbers = np.concatenate((numbers, block.numbers[top.indices.numpy()]))
-            scores = np.concatenate((scores, top.values.numpy()))
-            order = np.lexsort((numbers, -scores))[:k]
-            numbers, scores = numbers[order], scores[order]
-        pairs = zip(numbers.tolist(), scores.tolist(), strict=True)
-        return [(number, value) for number, value in pairs if value > -np.inf]
-
-    def _name(self, entity_type: str, number: int) -> str:
-        for block in self._numbering.blocks(entity_type, 1, np.array([number])):
-            name: str = self.graph.names(block.key)[int(np.asarray(block.offsets)[0])].as_py()
-        return name
+    def _names(self, entity_type: str, numbers: Numbers) -> list[str]:
+        """Return the names of some entities, in their order."""
+        names: dict[int, str] = {}
+        for block in self._numbering.blocks(entity_type, max(1, len(numbers)), np.sort(numbers)):
+            found = self.graph.names(block.key).take(pa.array(block.offsets)).to_pylist()
+            names.update(zip(block.numbers.tolist(), found, strict=True))
+        return [names[number] for number in numbers.tolist()]
 
     def _resolve(self, names: Sequence[str], entity_type: str | None) -> tuple[list[str], Numbers]:
         """Return the entity type and number of each name."""

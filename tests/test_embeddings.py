@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from biggraph import embeddings as module
 from biggraph.embeddings import Embeddings, Neighbor
 from biggraph.errors import InputError
+from biggraph.evaluate import top
 from biggraph.evaluate.opening import model_of
 from biggraph.types import Side
 from tests.evaluate.doubles import MemoryGraph, naive_score, random_checkpoint
@@ -19,7 +19,7 @@ def open_double(graph, **model):
 
 @pytest.fixture(params=[2**20, 1], ids=["one block", "single rows"])
 def opened(request, monkeypatch):
-    monkeypatch.setattr(module, "_BLOCK", request.param)
+    monkeypatch.setattr(top, "_MEMORY", request.param)
     graph, splits = make_graph({"person": 3, "film": 2})
     return open_double(graph, reciprocal=False, operator="translation", comparator="l2"), splits
 
@@ -89,6 +89,23 @@ def test_predictions_equal_those_of_loops(opened, side, exclude_known):
     assert [(p.name, p.known) for p in found] == [(n, k) for _, n, k in expected[:6]]
     assert [p.score for p in found] == pytest.approx([v for v, _, _ in expected[:6]], rel=1e-5)
     assert exclude_known or any(known for _, _, known in expected)
+
+
+def test_many_questions_at_once_are_answered_as_one_by_one(opened):
+    emb, _ = opened
+    names = ["p4", "f1", "p0", "p4"]
+    one_by_one = [emb.neighbors(name, 5) for name in names]
+    assert [[n.name for n in some] for some in emb.neighbors_of(names, 5)] == [
+        [n.name for n in some] for some in one_by_one
+    ]
+    for exclude_known in (True, False):
+        for relation, heads in (("likes", PEOPLE), ("knows", PEOPLE[:4])):
+            settings = {"relation": relation, "k": 6, "exclude_known": exclude_known}
+            together = emb.predictions(heads=heads, **settings)
+            for head, found in zip(heads, together, strict=True):
+                alone = emb.predict(head=head, **settings)
+                assert [(p.name, p.known) for p in found] == [(p.name, p.known) for p in alone]
+    assert emb.neighbors_of([]) == emb.predictions(relation="likes", tails=[]) == []
 
 
 def test_rows_that_are_not_numbers_come_nowhere(opened):
