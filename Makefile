@@ -9,7 +9,7 @@ JOBS ?= $(shell [ "$$(getconf _NPROCESSORS_ONLN)" -gt 1 ] && echo 2 || echo 1)
 
 # The second ones run other systems too; `make bench-gpu` is for machines with a GPU.
 BENCH := cluster import_edges negatives partitions scale
-BENCH_PEERS := import_speed train_speed
+BENCH_PEERS := eval_speed import_speed train_speed
 
 .PHONY: install fmt lint type test test-all chaos check demo bench bench-gpu bench-peers quality docs clean
 

@@ -4,14 +4,16 @@ All rank the same test triples of the same graph against all entities, both side
 random ComplEx embeddings and the same filters, and must agree on the MRR. Each run is a process of
 its own; the sides take turns. The batch size of each peer is the best of several, tried on the
 first triples in the same run. Starting processes and reading files is left out; building filters is
-in `triples_per_s` and not in `ranked_per_s`.
+in `triples_per_s` and not in `ranked_per_s`. `triples_per_cpu_s` is by processor time, which others
+on the machine disturb least.
 
     benchmarks/peers/setup.sh
     python benchmarks/eval_speed.py --graph GRAPH --threads 1 2 --repeats 3
 
 GRAPH is what `biggraph import` made of FB15k-237; without it, a synthetic graph of the same size.
-A peer that needs minutes for all triples may rank the first ones (`--first pykeen=2000`): its cost
-is the same for each, while biggraph, which ranks all, computes scores once for each query.
+PyKEEN, which needs minutes for all triples, ranks the first ones (`--first`): its cost is the same
+for each. PBG has a cost for each worker, and biggraph computes scores once for each query, so
+these rank all.
 Prints a JSON line for each run; then tables, on standard error. Where others use the machine too
 (`others_cpus`), the ratio of the best runs says more than that of the medians.
 """
@@ -31,6 +33,7 @@ from typing import Any
 import measuring
 import numpy as np
 import synthetic
+import torch
 
 from biggraph.config import make_config
 from biggraph.evaluate.filters import known_answers
@@ -38,13 +41,16 @@ from biggraph.evaluate.numbering import Numbering
 from biggraph.evaluate.opening import model_of
 from biggraph.evaluate.queries import select_queries
 from biggraph.evaluate.ranking import Ranker
+from biggraph.evaluate.top import Search
 from biggraph.graph.graph import Graph
 from biggraph.log import align
+from biggraph.model.comparators import COMPARATORS
 from biggraph.types import FloatArray, IntArray, PartitionKey
 
 PEERS = Path(__file__).resolve().parent / "peers"
 BATCHES = {"pbg": (50, 200, 1000), "pykeen": (4, 16, 64, 256)}
-TRIED = 500  # triples with which batch sizes are compared
+TRIED = {"pbg": 4000, "pykeen": 256}  # triples with which batch sizes are compared
+TOP_QUERIES, TOP_K = 2048, 10
 SPLITS = ("train", "valid", "test")
 SIZES = {"entities": 14_541, "relations": 237, "communities": 150, "noise": 0.3}  # FB15k-237's
 COUNTS = {"train": 272_115, "valid": 17_535, "test": 20_466}
@@ -89,18 +95,49 @@ def rank_here(folder: str, graph_path: str, first: str) -> None:
     ranker = Ranker(tables, model_of(tables, graph), numbering)
     few = select_queries(graph, numbering, "test", 64, 0)
     ranker.rank(few, known_answers(graph, few, numbering))  # warms up
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     queries = select_queries(graph, numbering, "test", None, 0)
     known = known_answers(graph, queries, numbering)
     ready = time.perf_counter()
     ranks = ranker.rank(queries, known).realistic()
-    done = time.perf_counter()
+    done, cpu = time.perf_counter(), time.process_time() - cpu
     both = ranks.reshape(2, -1)
     mrr_of_first = {count: float((1 / both[:, : int(count)]).mean()) for count in first.split(",")}
     print(json.dumps({
         "filter_s": ready - began, "rank_s": done - ready, "mrr": float((1 / ranks).mean()),
-        "mrr_of_first": mrr_of_first,
+        "mrr_of_first": mrr_of_first, "all_cpu_s": cpu,
     }))  # fmt: skip
+
+
+def top_here(folder: str, graph_path: str, count: str, k: str) -> None:
+    """Find the k best of many random queries, and of one, and do so with the whole matrix."""
+    graph = Graph.open(Path(graph_path))
+    tables = Tables(graph, {path.stem: np.load(path) for path in Path(folder).glob("*.npy")})
+    (kind, *_), dot = graph.schema.entities, COMPARATORS["dot"]
+    search = Search(tables, Numbering(graph.schema), kind.name, dot, dot.prepare)
+    generator = np.random.default_rng(1)
+    shape = (int(count), tables.shape(PartitionKey(kind.name, 0))[1])
+    queries = torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
+    table = torch.from_numpy(tables._arrays["entities"])
+    nothing = [np.empty(0, np.int64)] * len(queries)
+
+    def blocked(some: torch.Tensor) -> list[list[int]]:
+        return [best.tolist() for best, _ in search.best(some, nothing[: len(some)], int(k))]
+
+    def whole(some: torch.Tensor) -> list[list[int]]:
+        found: list[list[int]] = (some @ table.T).topk(int(k)).indices.tolist()
+        return found
+
+    if blocked(queries) != whole(queries):
+        raise SystemExit("the best of the blocks are not the best of the whole matrix")
+    seconds = defaultdict[str, list](list)
+    for _ in range(5):
+        for name, find in (("blocked", blocked), ("whole", whole)):
+            for size, some in (("many", queries), ("one", queries[:1])):
+                began = time.perf_counter()
+                find(some)
+                seconds[f"{name}_{size}"].append((time.perf_counter() - began) / len(some))
+    print(json.dumps({name: 1 / statistics.median(each) for name, each in seconds.items()}))
 
 
 def write_arrays(graph: Graph, folder: Path, dimension: int) -> int:
@@ -151,21 +188,33 @@ def run_side(
     said, used = measuring.run(command, extra_env=dict.fromkeys(measuring.ONE_THREAD, inside))
     found = json.loads(said.splitlines()[-1])
     whole = found["filter_s"] + found["rank_s"]
-    # A peer builds its filters of the whole graph, however few triples it ranks.
-    scaled = found["rank_s"] * setting.first["biggraph"] / first + found["filter_s"]
     return {
         "side": side, "threads": threads, "batch": batch, "triples": first,
-        "triples_per_s": round(setting.first["biggraph"] / scaled, 1),
-        "ranked_per_s": round(first / found["rank_s"], 1), "seconds": round(whole, 2),
-        **found, **used,
+        "triples_per_s": round(first / whole, 1), "ranked_per_s": round(first / found["rank_s"], 1),
+        "triples_per_cpu_s": round(first / found["all_cpu_s"], 1), **found, **used,
     }  # fmt: skip
+
+
+def measure_top(setting: argparse.Namespace) -> str:
+    """Return the table of top-k queries a second, here and by torch.topk of the whole matrix."""
+    rows = []
+    for threads in setting.threads:
+        command = [sys.executable, "-c", CHILD.format("top_here"), setting.folder, setting.graph]
+        environment = dict.fromkeys(measuring.ONE_THREAD, str(threads))
+        said, used = measuring.run([*command, TOP_QUERIES, TOP_K], extra_env=environment)
+        found = {name: round(rate) for name, rate in json.loads(said.splitlines()[-1]).items()}
+        measuring.emit("eval_speed", "top_k", threads=threads, k=TOP_K, **found, **used)
+        for size, count in (("many", TOP_QUERIES), ("one", 1)):
+            here, whole = found[f"blocked_{size}"], found[f"whole_{size}"]
+            rows.append((threads, count, f"{here:,}", f"{whole:,}", f"{here / whole:.2f}"))
+    return align(rows, header=["threads", "queries at once", "blocks/s", "torch.topk/s", "ratio"])
 
 
 def tune(side: str, setting: argparse.Namespace, threads: int) -> int:
     """Return the batch size with which a peer ranks fastest."""
     rates = {}
     for batch in BATCHES.get(side, ()):
-        first = min(max(TRIED, batch), setting.first[side])
+        first = min(TRIED[side], setting.first[side])
         line = run_side(side, setting, threads, batch, first)
         measuring.emit("eval_speed", "tuning", **line)
         rates[batch] = line["ranked_per_s"]
@@ -199,7 +248,14 @@ def summarise(lines: list[dict[str, Any]]) -> list[str]:
     groups = defaultdict[tuple[int, str], list](list)
     for line in lines:
         groups[line["threads"], line["side"]].append(line)
-    names = ("triples_per_s", "ranked_per_s", "peak_rss_mib", "others_cpus", "load")
+    names = (
+        "triples_per_s",
+        "ranked_per_s",
+        "triples_per_cpu_s",
+        "peak_rss_mib",
+        "others_cpus",
+        "load",
+    )
     medians, ratios = [], []
     for (threads, side), runs in groups.items():
         found = {name: statistics.median(run[name] for run in runs) for name in names}
@@ -208,16 +264,26 @@ def summarise(lines: list[dict[str, Any]]) -> list[str]:
         medians.append((*facts.values(), *(f"{value:,.6g}" for value in found.values())))
         ours = groups.get((threads, "biggraph"))
         if side != "biggraph" and ours:
-            values = {name: ratio_of(ours, runs, name) for name in names[:2]}
+            values = {name: ratio_of(ours, runs, name) for name in names[:3]}
             best = [max(run["triples_per_s"] for run in some) for some in (ours, runs)]
             values["of_best"] = round(best[0] / best[1], 2)
             measuring.emit("eval_speed", "ratio", threads=threads, side=side, **values)
             cells = [f"{value:.1f}" for value in values.values()]
             ratios.append((threads, f"biggraph / {side}", *cells, len(runs)))
-    header = ["threads", "side", "batch", "triples/s", "ranking alone", "RSS MiB"]
+    header = [
+        "threads",
+        "side",
+        "batch",
+        "triples/s",
+        "ranking alone",
+        "a processor second",
+        "RSS MiB",
+    ]
     tables = [align(medians, header=[*header, "others' CPUs", "load"])]
     if ratios:
-        header = ["threads", "sides", "ratio", "ranking alone", "of best runs", "repeats"]
+        header = ["threads", "sides", "ratio", "ranking alone", "by processor time", "of best runs",
+                  "repeats"]  # fmt: skip
+
         tables.append(align(ratios, header=header))
     return tables
 
@@ -262,7 +328,7 @@ def main() -> None:
                        sgemm_gflops=measuring.sgemm_gflops(), first=setting.first)  # fmt: skip
         lines = measure(setting, sides)
         check(lines)
-        print("", *summarise(lines), sep="\n\n", file=sys.stderr)
+        print("", *summarise(lines), measure_top(setting), sep="\n\n", file=sys.stderr)
 
 
 if __name__ == "__main__":

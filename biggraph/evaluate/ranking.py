@@ -39,7 +39,7 @@ Progress = Callable[[int, int], None]
 DEFAULT_MEMORY = 256 * 2**20
 _TIE = 1e-6
 # Queries and candidates of one matrix product: enough for full speed, few enough for the cache.
-_TILE, _PIECE = 256, 512
+_TILE, _PIECE = 512, 1024
 _PADDING = 32  # below this many rows, matrix products round differently (other code paths)
 
 
