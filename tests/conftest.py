@@ -1,8 +1,10 @@
 """Fixtures that every test may use."""
 
+import importlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -20,6 +22,15 @@ ROWS = (
     ("cleo", "knows", "ann"),
     ("dan", "knows", "ann"),
 )
+
+
+@pytest.fixture(scope="module")
+def module_of() -> Iterator[Callable[[str], ModuleType]]:
+    """Return a function that imports a script of `benchmarks/` or `scripts/`, by its name."""
+    with pytest.MonkeyPatch.context() as patch:
+        for folder in ("benchmarks", "scripts"):
+            patch.syspath_prepend(Path(__file__).parents[1] / folder)
+        yield importlib.import_module
 
 
 @pytest.fixture(scope="session")

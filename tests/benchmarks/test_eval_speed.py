@@ -1,8 +1,6 @@
 """What the benchmark of evaluation ranks, what it accepts, and its ratios."""
 
-import importlib
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,14 +9,10 @@ from biggraph import api
 from biggraph.graph.graph import Graph
 from tests.evaluate.trained import table
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture(scope="module")
-def eval_speed():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        yield importlib.import_module("eval_speed")
+def eval_speed(module_of):
+    return module_of("eval_speed")
 
 
 @pytest.fixture(scope="module")

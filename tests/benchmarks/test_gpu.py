@@ -1,13 +1,10 @@
 """The GPU benchmark, tried on the processor: what it measures is there and adds up."""
 
-import importlib
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SMALL = [
     "--device", "cpu", "--entities", "500", "--edges", "2000", "--communities", "10",
     "--cases", "8:10+10", "--batch-sizes", "200", "--side", "64", "--mebibytes", "1",
@@ -16,10 +13,8 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def gpu():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        yield importlib.import_module("gpu")
+def gpu(module_of):
+    return module_of("gpu")
 
 
 def test_rates_and_shares_are_measured(gpu, capsys, monkeypatch):

@@ -1,21 +1,10 @@
 """What benchmarks say of their children, and how they read what they are asked for."""
 
 import argparse
-import importlib
 import json
 import sys
-from pathlib import Path
 
 import pytest
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def module_of():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        yield importlib.import_module
 
 
 @pytest.mark.multiprocess

@@ -1,21 +1,10 @@
 """What the benchmarks behind docs/performance.md set up, and what they make of measurements."""
 
-import importlib
 import json
-from pathlib import Path
 
 import pytest
 
 from biggraph.config import load_config
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def module_of():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        yield importlib.import_module
 
 
 @pytest.mark.parametrize("count", [10, 300])

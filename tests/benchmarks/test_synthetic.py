@@ -1,22 +1,16 @@
 """The graph of the benchmarks: skewed, with structure that can be learned, and always the same."""
 
-import importlib
-from pathlib import Path
-
 import numpy as np
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SHAPE = {"entities": 5000, "relations": 5, "communities": 50, "noise": 0.2}
 
 
 @pytest.fixture(scope="module")
-def synthetic():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        yield importlib.import_module("synthetic")
+def synthetic(module_of):
+    return module_of("synthetic")
 
 
 def test_edges_are_unique_within_bounds_and_as_many_as_asked(synthetic):

@@ -1,18 +1,11 @@
 """The simulation of many workers: bandwidth is shared as it says, and time is accounted for."""
 
-import importlib
-from pathlib import Path
-
 import pytest
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def scale():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        yield importlib.import_module("scale")
+def scale(module_of):
+    return module_of("scale")
 
 
 def ends(scale, pipe_of, transfers):

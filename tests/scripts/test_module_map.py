@@ -1,8 +1,6 @@
 """The demo's picture: topics are clear-cut and no two names overlap."""
 
-import importlib
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,14 +8,10 @@ import pytest
 pytest.importorskip("matplotlib", reason="needs matplotlib, which the demo extra installs")
 pytest.importorskip("sklearn", reason="needs scikit-learn, which the demo extra installs")
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-
 
 @pytest.fixture(scope="module")
-def script():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(SCRIPTS)
-        yield importlib.import_module("module_map")
+def script(module_of):
+    return module_of("module_map")
 
 
 def test_a_module_has_one_topic(script):

@@ -1,6 +1,5 @@
 """The demo's graph: what the script finds in a small library written for the test."""
 
-import importlib
 import sys
 from pathlib import Path
 
@@ -54,10 +53,8 @@ SOURCES = {
 
 
 @pytest.fixture(scope="module")
-def script():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "scripts")
-        yield importlib.import_module("stdlib_graph")
+def script(module_of):
+    return module_of("stdlib_graph")
 
 
 @pytest.fixture(scope="module")

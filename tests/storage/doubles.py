@@ -40,10 +40,6 @@ def facts(row_wise=False, half=False) -> InitFacts:
     return InitFacts(SCHEMA, "fingerprint", DIMENSION, row_wise, 0.1, 7, buckets, half=half)
 
 
-def table_bytes(key) -> int:
-    return SCHEMA.count(key) * DIMENSION * 4 * 2
-
-
 def open_run(path: Path) -> RunDirectory:
     return RunDirectory.resume(path) if is_run(path) else RunDirectory.create(path, CONFIG, facts())
 
@@ -80,7 +76,7 @@ def working(path: Path, capacity: int = 10**6) -> Iterator[tuple[LoneWorker, Par
     """Begin or go on with a run as its only worker."""
     with open_run(path) as run:
         worker = LoneWorker.begin(run)
-        with PartitionCache(worker.store, capacity, table_bytes) as cache:
+        with PartitionCache(worker.store, capacity, facts().table_bytes) as cache:
             yield worker, cache
 
 

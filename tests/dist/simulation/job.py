@@ -118,8 +118,7 @@ class Job:
 
     def size_of(self, key: PartitionKey) -> int:
         """Bytes of a table."""
-        count, dimension = self.facts.shape(key)
-        return count * (dimension + (1 if self.facts.row_wise else dimension)) * 4
+        return self.facts.table_bytes(key)
 
     # What follows is a `train.ground.Ground`.
 
