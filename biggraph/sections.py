@@ -208,7 +208,8 @@ class TrainSection(Section):
         "cpu", description='"cuda": the GPU of this worker, one each; "cuda:1": that one'
     )
     precision: Literal["float32", "tf32", "bfloat16"] = Field(
-        "float32", description="of the factors in matrix products on a GPU"
+        "float32",
+        description="of the factors in matrix products; tf32: on a GPU only",
     )
     threads: int = Field(0, ge=0, description="training threads on the CPU; 0: one per core")
     step: Literal["compiled", "reference"] = Field(

@@ -377,4 +377,6 @@ def _gpu(config: Config) -> torch.device | None:
 def _make_step(config: Config, gpu: torch.device | None) -> MakeStep:
     if gpu:
         return partial(DeviceStep, where=gpu, precision=config.train.precision)
-    return CompiledStep if config.train.step == "compiled" else ReferenceStep
+    if config.train.step == "reference":
+        return ReferenceStep
+    return partial(CompiledStep, rough=config.train.precision == "bfloat16")

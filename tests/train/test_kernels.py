@@ -115,8 +115,8 @@ class World:
             rng.random(case.size, dtype=np.float32) if case.weighted else None,
         )
 
-    def compiled(self):
-        step = CompiledStep(self.model, self.settings, self.maker)
+    def compiled(self, *, rough=False):
+        step = CompiledStep(self.model, self.settings, self.maker, rough=rough)
         settings, seed = self.settings, self.case.seed
         step.begin(Lesson(settings, self.tables, self.far, self.edges, self.populations, seed))
         return step

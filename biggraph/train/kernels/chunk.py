@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from biggraph.train.kernels import comparators, losses, operators
+from biggraph.train.kernels import comparators, losses, operators, products
 from biggraph.train.kernels.distinct import gather, scatter
 from biggraph.train.kernels.jit import piece
 
@@ -31,6 +31,7 @@ class Recipe(NamedTuple):
     Args:
         operator: of the relation group.
         comparator: of the model.
+        rough: whether the factors of matrix products are rounded to bfloat16.
         loss: of each positive.
         reciprocal: one operator a side, applied to the anchor; else one, on the right.
         filter_chunk: mask what other edges of the chunk make true.
@@ -43,6 +44,7 @@ class Recipe(NamedTuple):
 
     operator: int
     comparator: int
+    rough: bool
     loss: int
     reciprocal: bool
     filter_chunk: bool
@@ -133,6 +135,7 @@ class Room(NamedTuple):
         scores: flat, [P * K].
         slopes: flat, [P * K], see `comparators.finish`; may be `scores` where it is not used.
         first_place: int32 [K], zeros.
+        pairs: see `products.memory`; [0] where products are of float32.
     """
 
     anchor: Floats
@@ -151,6 +154,7 @@ class Room(NamedTuple):
     scores: Floats
     slopes: Floats
     first_place: NDArray[np.int32]
+    pairs: NDArray[np.uint32]
 
 
 @piece
@@ -177,7 +181,7 @@ def train_side(recipe, chunk, anchor, own, draw, edges, room):
 
     _load_queries(recipe, start, anchor, draw, edges, query, room)
     _load_keys(recipe, chunk, own, draw, start, keys, room)
-    np.dot(query, keys[first:].T, scores)
+    products.score(recipe.rough, query, keys[first:], scores, room.pairs)
     comparators.finish(
         recipe.comparator, scores, room.query_lengths, room.key_lengths[first:], slopes
     )
@@ -320,8 +324,7 @@ def _propagate(recipe, scale, query, keys, draw, scores, room):
     joined = draw.own and scale == 1.0 and comparators.is_product(recipe.comparator)
     for p in range(p_count if joined else 0):
         scores[p, p] = room.positive_slope[p]
-    np.dot(scores, keys[first:], dquery)
-    np.dot(scores.T, query, dkeys[first:])
+    products.derive(recipe.rough, query, keys[first:], scores, dquery, dkeys[first:], room.pairs)
     dkeys[:first] = _F(0.0)
     comparators.add_lengths(recipe.comparator, query, room.query_sums, dquery)
     comparators.add_lengths(recipe.comparator, keys[first:], room.key_sums[first:], dkeys[first:])

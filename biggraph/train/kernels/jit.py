@@ -28,9 +28,15 @@ _MATH = {"reassoc", "contract", "arcp", "nsz"}
 
 
 def piece(function: F) -> F:
-    """Compile a function that kernels call."""
+    """Compile a function that kernels call, in each place anew."""
     options = {"nogil": True, "fastmath": _MATH, "error_model": "numpy", "forceinline": True}
     compiled: F = _njit(**options)(function)
+    return compiled
+
+
+def routine(function: F) -> F:
+    """Compile a function that kernels call, once: for what is long, and works for long."""
+    compiled: F = _njit(nogil=True, fastmath=_MATH, error_model="numpy")(function)
     return compiled
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from biggraph.train.kernels import products
 from biggraph.train.kernels.chunk import Draw, Room
 from biggraph.train.kernels.distinct import number
 
@@ -76,10 +77,11 @@ class RoomMaker:
     Args:
         dimension: D.
         slopes: whether the comparator needs them.
+        rough: whether products are of bfloat16.
     """
 
-    def __init__(self, dimension: int, *, slopes: bool) -> None:
-        self._dimension, self._slopes = dimension, slopes
+    def __init__(self, dimension: int, *, slopes: bool, rough: bool) -> None:
+        self._dimension, self._slopes, self._rough = dimension, slopes, rough
         self._shape = (0, 0)
         self._room: Room | None = None
 
@@ -113,4 +115,5 @@ class RoomMaker:
             scores=scores,
             slopes=floats(p * k) if self._slopes else scores,
             first_place=np.zeros(k, np.int32),
+            pairs=products.memory(p, k, d) if self._rough else np.empty(0, np.uint32),
         )

@@ -72,15 +72,20 @@ class CompiledStep:
         model: holds the relation parameters, which change.
         settings: loss, regularization, learning rates.
         maker: says how batches are cut and candidates drawn.
+        rough: whether the factors of matrix products are rounded to bfloat16. Distances are
+            differences of such products, and stay as they are.
     """
 
-    def __init__(self, model: Model, settings: StepSettings, maker: BatchMaker) -> None:
+    def __init__(
+        self, model: Model, settings: StepSettings, maker: BatchMaker, *, rough: bool = False
+    ) -> None:
         self._model, self._settings, self._maker = model, settings, maker
         self._sampler = Sampler(maker, model.dimension, weighted=settings.corrected)
         self._not_replaced = nothing(model.dimension)
         self._comparator = comparators.CODES[type(model.comparator)]
         distance = self._comparator in (comparators.L2, comparators.SQUARED_L2)
-        self._rooms = RoomMaker(model.dimension, slopes=distance)
+        self._rough = rough and not distance
+        self._rooms = RoomMaker(model.dimension, slopes=distance, rough=self._rough)
         self._relations = Numbering()
         self._rows = {side: Numbering() for side in Side}
         self._buffers = {(side, use): Buffer() for side in Side for use in _USES}
@@ -151,6 +156,7 @@ class CompiledStep:
         return Recipe(
             operator=operators.CODES[group.operator],
             comparator=self._comparator,
+            rough=self._rough,
             loss=losses.CODES[type(loss)],
             reciprocal=self._model.reciprocal,
             filter_chunk=self._maker.negatives.filter_chunk,

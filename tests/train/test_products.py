@@ -1,0 +1,103 @@
+"""Products of bfloat16 numbers, beside torch's rounding and NumPy's products."""
+
+from dataclasses import replace
+
+import numba
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from biggraph.train.kernels import bfloat16, products
+from tests.train.test_kernels import Case, World
+
+
+def rounded(x):
+    return torch.from_numpy(x).bfloat16().double().numpy()
+
+
+def floats(rng, *shape):
+    return rng.standard_normal(shape, dtype=np.float32)
+
+
+@numba.njit
+def score(query, keys, scores, pairs):
+    products.score(True, query, keys, scores, pairs)
+
+
+@numba.njit
+def derive(query, keys, slopes, query_gradient, key_gradient, pairs):
+    products.derive(True, query, keys, slopes, query_gradient, key_gradient, pairs)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(1, 70), st.integers(1, 180), st.integers(1, 90), st.integers(0, 99))
+def test_products_of_any_shape_are_those_of_rounded_factors(p, k, d, seed):
+    rng = np.random.default_rng(seed)
+    query, keys, slopes = floats(rng, p, d), floats(rng, k, d), floats(rng, p, k)
+    pairs = products.memory(p, k, d)
+    pairs[:] = 0xFFFFFFFF  # not a number: nothing of what was there may be used
+    scores, query_gradient, key_gradient = (
+        np.full((m, n), np.nan, np.float32) for m, n in ((p, k), (p, d), (k, d))
+    )
+    score(query, keys, scores, pairs)
+    pairs[:] = 0xFFFFFFFF
+    derive(query, keys, slopes, query_gradient, key_gradient, pairs)
+    q, key, s = rounded(query), rounded(keys), rounded(slopes)
+    np.testing.assert_allclose(scores, q @ key.T, atol=1e-4)
+    np.testing.assert_allclose(query_gradient, s @ key, atol=1e-4)
+    np.testing.assert_allclose(key_gradient, s.T @ q, atol=1e-4)
+
+
+def test_processors_without_the_instruction_compute_the_same(monkeypatch):
+    monkeypatch.setattr(bfloat16, "_has_instruction", lambda _: False)
+    multiply = numba.njit(bfloat16.multiply.py_func)
+    rng = np.random.default_rng(0)
+    for m, n, pairs in ((1, 1, 1), (4, 16, 3), (13, 100, 9), (50, 130, 8), (6, 33, 40)):
+        left, right = floats(rng, m, 2 * pairs), floats(rng, 2 * pairs, n)
+        bits = [torch.from_numpy(x).bfloat16().view(torch.int16).numpy() for x in (left, right)]
+        a, wide = bits[0].view(np.uint32), -(-n // bfloat16.LANES) * bfloat16.LANES
+        b = bfloat16.empty(pairs * wide).reshape(pairs, wide)
+        b[:, :n] = np.stack((bits[1][::2], bits[1][1::2]), 2).view(np.uint32)[:, :, 0]
+        out = np.empty((m, n), np.float32)
+        multiply((a.reshape(-1), pairs, 1), b, pairs, out)
+        np.testing.assert_allclose(out, rounded(left) @ rounded(right), atol=1e-4)
+
+
+def test_what_is_not_a_number_or_infinite_stays_so():
+    query, keys, scores = np.ones((3, 4), np.float32), np.ones((2, 4), np.float32), np.empty((3, 2))
+    query[1, 2], keys[1, 0] = np.nan, -np.inf
+    scores = scores.astype(np.float32)
+    score(query, keys, scores, products.memory(3, 2, 4))
+    assert scores[:, 0].tolist()[::2] == [4, 4]
+    assert np.isnan(scores[1]).all()
+    assert scores[0, 1] == scores[2, 1] == -np.inf
+
+
+@pytest.mark.parametrize("reciprocal", [True, False])
+@pytest.mark.parametrize("comparator", ["dot", "cos"])
+@pytest.mark.parametrize("uniform", [7, 40])
+def test_a_step_goes_where_that_of_exact_products_goes(comparator, reciprocal, uniform):
+    case = Case(comparator=comparator, reciprocal=reciprocal, in_batch=5, uniform=uniform,
+                dimension=34, size=23, outside=3)  # fmt: skip
+    rows, before = {}, None
+    for rough in (False, True):
+        world = World(case)
+        before = {use: table.rows.clone() for use, table in world.tables.items()}
+        world.compiled(rough=rough)(np.arange(case.size))
+        rows[rough] = {use: table.rows for use, table in world.tables.items()}
+    for use, start in before.items():
+        moved = (rows[False][use] - start).norm()
+        assert 0 < (rows[True][use] - rows[False][use]).norm() < 0.03 * moved
+
+
+def test_distances_stay_exact():
+    case = Case(comparator="l2", operator="translation", dimension=8)
+    found = []
+    for rough in (False, True):
+        world = World(replace(case, two_types=True))
+        found.append((world.compiled(rough=rough)(np.arange(case.size)), world.tables))
+    assert found[0][0] == found[1][0]
+    for use, table in found[0][1].items():
+        assert torch.equal(table.rows, found[1][1][use].rows)
