@@ -70,7 +70,6 @@ class Config(Section):
             default = LossSection.model_fields[key].default
             if self.loss.name != loss and getattr(self.loss, key) != default:
                 raise ValueError(f"loss.{key} has no effect with {self.loss.name}; leave it out")
-        self._check_precision()
         names = [relation.name for relation in self.relations]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -78,20 +77,6 @@ class Config(Section):
         if self.eval.patience and not self.eval.every:
             raise ValueError("eval.patience needs eval.every > 0")
         return self
-
-    def _check_precision(self) -> None:
-        train, set_to = self.train, f'train.precision = "{self.train.precision}"'
-        if train.device != "cpu" or train.precision == "float32":
-            return
-        if train.precision == "tf32":
-            raise ValueError(f'{set_to} is for GPUs; a CPU has "float32" and "bfloat16"')
-        if train.step == "reference":
-            raise ValueError(f'{set_to} has no effect with train.step = "reference"; leave it out')
-        if self.model.comparator in ("l2", "squared_l2"):
-            raise ValueError(
-                f"{set_to}: on the CPU {self.model.comparator} is a difference of large products, "
-                "which bfloat16 would drown in rounding; leave it out"
-            )
 
     def to_json(self) -> str:
         """Return the whole configuration, defaults included, as JSON that `from_json` reads."""

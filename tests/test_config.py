@@ -38,9 +38,6 @@ def refused(sections):
         ({"eval": {"patience": 2}}, ["eval.patience needs eval.every"]),
         ({"graph": {}}, ["graph.path: missing"]),
         ({"optimizer": {"lr": float("nan")}}, ["optimizer.lr"]),
-        ({"train": {"precision": "tf32"}}, ['train.precision = "tf32" is for GPUs']),
-        ({"train": {"precision": "bfloat16", "step": "reference"}}, ["no effect", "leave it out"]),
-        ({"train": {"precision": "bfloat16"}, "model": {"comparator": "l2"}}, ["l2", "rounding"]),
     ],
 )  # fmt: skip
 def test_wrong_values_are_named_with_a_remedy(sections, parts):

@@ -38,7 +38,7 @@ from biggraph.storage.store import DiskStore
 from biggraph.train.batch import BatchMaker
 from biggraph.train.bucket import BucketTrainer, MakeStep
 from biggraph.train.care import Care
-from biggraph.train.checks import check_same_run, fingerprint, required_paths
+from biggraph.train.checks import check_cpu_precision, check_same_run, fingerprint, required_paths
 from biggraph.train.device_step import DeviceStep
 from biggraph.train.devices import describe_gpu, find_device, room_for_tables
 from biggraph.train.edges import EdgeReader
@@ -83,7 +83,7 @@ def build(config: Config, *, restart: bool, reporter: Reporter, validate: Valida
         StorageError: the checkpoint folder holds something else, or another process trains in it.
         FormatError: graph or run are damaged.
     """
-    gpu = _gpu(config)
+    gpu = gpu_of(config)
     ground = Ground.of(config)
     model = ground.model()
     directory = open_run(ground, restart=restart, sharing=False)
@@ -356,7 +356,7 @@ def _bucket_trainer(ground: Ground, model: Model) -> BucketTrainer:
         batch_size=config.train.batch_size,
         dropout=config.regularizer.dropout,
     )
-    gpu = _gpu(config)
+    gpu = gpu_of(config)
     return BucketTrainer(
         model,
         settings,
@@ -368,10 +368,17 @@ def _bucket_trainer(ground: Ground, model: Model) -> BucketTrainer:
     )
 
 
-def _gpu(config: Config) -> torch.device | None:
-    """Return the GPU that this process trains on, if the run file says so."""
+def gpu_of(config: Config) -> torch.device | None:
+    """Return the GPU that this process trains on, if the run file says so.
+
+    Raises:
+        ConfigError: it is not there, or the CPU cannot compute as the run file says.
+    """
     where = find_device(config.train.device)
-    return None if where.type == "cpu" else where
+    if where.type != "cpu":
+        return where
+    check_cpu_precision(config)
+    return None
 
 
 def _make_step(config: Config, gpu: torch.device | None) -> MakeStep:

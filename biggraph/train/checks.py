@@ -94,6 +94,23 @@ def check_place(path: str, graph: Path) -> None:
         )
 
 
+def check_cpu_precision(config: Config) -> None:
+    """Raise `ConfigError` unless products on the CPU can be of `train.precision`."""
+    precision, comparator = config.train.precision, config.model.comparator
+    if precision == "float32":
+        return
+    set_to = f'train.precision = "{precision}"'
+    if precision == "tf32":
+        raise ConfigError(f'{set_to} is for GPUs; a CPU has "float32" and "bfloat16"')
+    if config.train.step == "reference":
+        raise ConfigError(f'{set_to} has no effect with train.step = "reference"; leave it out')
+    if comparator in ("l2", "squared_l2"):
+        raise ConfigError(
+            f"{set_to}: on the CPU {comparator} is a difference of large products, "
+            "which bfloat16 would drown in rounding; leave it out"
+        )
+
+
 def check_memory(
     needs: Mapping[Bucket, frozenset[PartitionKey]],
     sizes: Mapping[PartitionKey, int],

@@ -45,12 +45,12 @@ from biggraph.train.build import (
     WorkerParts,
     build_coordinator,
     build_trainer,
+    gpu_of,
     open_metrics,
     open_run,
     say_plan,
 )
 from biggraph.train.checks import required_paths
-from biggraph.train.devices import find_device
 from biggraph.train.ground import Ground, ground_of
 from biggraph.train.meeting import find_endpoint, parameters_file, wait_for_run
 from biggraph.train.shared import add_shared
@@ -190,7 +190,7 @@ class WorkerRole:
             FormatError: graph or run are damaged.
         """
         check_worker_name(name)
-        find_device(config.train.device)  # or it would be missed after waiting for the run only
+        gpu_of(config)  # or it would be missed after waiting for the run only
         ground = Ground.of(config)
         _, path = required_paths(config)
         place, plan = open_place(path), Plan.of(config)

@@ -134,6 +134,21 @@ def test_a_run_without_its_gpu_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"train": {"precision": "tf32"}}, "is for GPUs"),
+        ({"train": {"precision": "bfloat16", "step": "reference"}}, "leave it out"),
+        ({"train": {"precision": "bfloat16"}, "model": {"comparator": "l2"}}, "drown in rounding"),
+    ],
+)
+def test_a_precision_that_the_processor_has_not_is_refused(settings, message, graph_path, tmp_path):
+    places = {"graph": {"path": str(graph_path)}, "checkpoint": {"path": str(tmp_path / "run")}}
+    with pytest.raises(ConfigError, match=message):
+        api.train(make_config(settings | places), quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_may_go_on_on_another_device(graph_path, tmp_path, on_processor):
     config = make_run(graph_path, tmp_path / "run", epochs=1, precision="bfloat16")
     api.train(config, quiet=True)
