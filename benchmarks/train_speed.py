@@ -1,8 +1,9 @@
 """Edges a second inside training, beside PyTorch-BigGraph's on the same graph, and memory.
 
 Both train the first edges of the graph of `synthetic.py`, with all its entities: ComplEx, dot
-product, softmax, batches of 1000, row-wise Adagrad. Each run is a process of its own in its own
-environment; the sides take turns. A rate is that of the median epoch after the first, which warms
+product, softmax, batches of 1000, row-wise Adagrad. `biggraph_bfloat16` is `biggraph` with
+train.precision = "bfloat16". Each run is a process of its own in its own environment; the sides
+take turns. A rate is that of the median epoch after the first, which warms
 up. A case is dimension:in-batch+uniform negatives of each side.
 
     benchmarks/peers/setup.sh
@@ -112,6 +113,12 @@ class Setting:
 Trained = tuple[list[float], list[float], dict[str, float]]  # edges/s and loss by epoch, usage
 
 
+def train_rough(setting: Setting, case: Case, workers: int, out: Path) -> Trained:
+    """Train here with products of bfloat16; see `train_biggraph`."""
+    overrides = ('train.precision="bfloat16"', *setting.overrides)
+    return train_biggraph(replace(setting, overrides=overrides), case, workers, out)
+
+
 def train_biggraph(setting: Setting, case: Case, workers: int, out: Path) -> Trained:
     """Train here; rates are those of the buckets in metrics.jsonl, which hold training alone."""
     run_file = out / "run.toml"
@@ -153,6 +160,7 @@ def train_pbg(setting: Setting, case: Case, workers: int, out: Path) -> Trained:
 
 SIDES: dict[str, Callable[[Setting, Case, int, Path], Trained]] = {
     "biggraph": train_biggraph,
+    "biggraph_bfloat16": train_rough,
     "pbg": train_pbg,
 }
 
@@ -233,7 +241,7 @@ def prepare(asked: argparse.Namespace) -> Setting:
 def measure(setting: Setting, asked: argparse.Namespace, sides: list[str]) -> list[dict[str, Any]]:
     """Run every case and side, in turns; return the lines."""
     lines = []
-    if "biggraph" in sides:  # what it compiles is there from here on, and takes no memory
+    if sides != ["pbg"]:  # what is compiled is there from here on, and takes no memory
         one_run(replace(setting, epochs=1), asked.cases[0], asked.workers[0], "biggraph")
     for repeat in range(asked.repeats):
         for case in asked.cases:
@@ -272,15 +280,15 @@ def summarise(lines: list[dict[str, Any]]) -> list[str]:
         cells = [f"{found['edges_per_s']:,.0f}", f"{best(runs):,}"]
         cells += [f"{found['share_of_sgemm']:.0%}", *(f"{found[name]:g}" for name in names[2:])]
         medians.append((*key, *cells))
-        if key[2] == "biggraph" and (peers := groups.get((*key[:2], "pbg"))):
+        if key[2] != "pbg" and (peers := groups.get((*key[:2], "pbg"))):
             values = ratios_of(runs, peers)
-            measuring.emit("train_speed", "ratio", case=key[0], workers=key[1], **values)
-            ratios.append((*key[:2], *(f"{value:.2f}" for value in values.values()), len(runs)))
+            measuring.emit("train_speed", "ratio", **facts, **values)
+            ratios.append((*key, *(f"{value:.2f}" for value in values.values()), len(runs)))
     header = ["case", "workers", "side", "edges/s", "best epoch", "of sgemm", "RSS MiB", "PSS MiB"]
     tables = [align(medians, header=[*header, "others' CPUs"])]
     if ratios:
-        header = ["case", "workers", "biggraph / pbg", "least", "most", "of best epochs", "repeats"]
-        tables.append(align(ratios, header=header))
+        header = ["case", "workers", "side", "side / pbg", "least", "most", "of best epochs"]
+        tables.append(align(ratios, header=[*header, "repeats"]))
     return tables
 
 
@@ -316,7 +324,7 @@ def main() -> None:
                         help="of biggraph's run file")  # fmt: skip
     asked = parser.parse_args()
     setting, sides = prepare(asked), list(asked.sides)
-    pythons = {"biggraph": Path(sys.executable), "pbg": setting.pbg_python}
+    pythons = dict.fromkeys(SIDES, Path(sys.executable)) | {"pbg": setting.pbg_python}
     for side in asked.sides:
         if not pythons[side].exists():
             sides.remove(side)
