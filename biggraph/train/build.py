@@ -99,7 +99,7 @@ def build(config: Config, *, restart: bool, reporter: Reporter, validate: Valida
         plan_of = plans_of(ground, facts)
         means = [budget, describe_gpu(gpu) if gpu else f"{ground.threads} threads"]
         say_plan(reporter, directory.state, ground, *means, *_way(config, plan_of(1), together))
-        _say_compiling(reporter, config, gpu)
+        say_compiling(reporter, config)
         coordinator = build_coordinator(ground, directory, metrics, reporter)
         coordinator.expire_all("the only worker has started again")
         session = Session(
@@ -318,8 +318,9 @@ def say_plan(reporter: Reporter, state: RunState, ground: Ground, *means: str) -
         reporter.say(f"going on after epoch {state.epoch} and {len(state.done)} buckets")
 
 
-def _say_compiling(reporter: Reporter, config: Config, gpu: torch.device | None) -> None:
-    if config.train.step == "compiled" and not gpu and not kept(differentiate.__name__):
+def say_compiling(reporter: Reporter, config: Config) -> None:
+    """Say so where this machine's first training takes a minute before it begins."""
+    if config.train.step == "compiled" and not gpu_of(config) and not kept(differentiate.__name__):
         reporter.say("compiling the training step, for a minute; later runs find it compiled")
 
 

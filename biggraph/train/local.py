@@ -21,6 +21,7 @@ from biggraph.errors import BigGraphError, Interrupted
 from biggraph.log import Reporter
 from biggraph.storage.layout import CONFIG
 from biggraph.storage.opening import local_copy
+from biggraph.train.build import say_compiling
 from biggraph.train.devices import RANK_VARIABLES
 from biggraph.train.roles import WORKER_VARIABLE, CoordinatorRole
 from biggraph.train.trainer import TrainResult
@@ -174,6 +175,7 @@ def open_cluster(config: Config, *, restart: bool, reporter: Reporter) -> LocalC
         BigGraphError: as `CoordinatorRole.open`.
     """
     role = CoordinatorRole.open(config, restart=restart, reporter=reporter)
+    say_compiling(reporter, config)  # workers on this machine say nothing
     run_file = str(local_copy(role.directory.place, CONFIG))
     count, workers = config.cluster.parameter_servers, config.cluster.workers
     servers = {

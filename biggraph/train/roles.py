@@ -48,6 +48,7 @@ from biggraph.train.build import (
     gpu_of,
     open_metrics,
     open_run,
+    say_compiling,
     say_plan,
 )
 from biggraph.train.checks import required_paths
@@ -195,6 +196,7 @@ class WorkerRole:
         _, path = required_paths(config)
         place, plan = open_place(path), Plan.of(config)
         facts = wait_for_run(place, config.cluster.wait)
+        say_compiling(reporter, config)
         ground = ground_of(ground, facts)
         secret = find_secret(folder_of(place), config.cluster.secret_file, create=False).key
         started, log = time.time_ns(), LogReader(place)

@@ -11,6 +11,7 @@ from biggraph import api
 from biggraph.config import make_config
 from biggraph.errors import ConfigError
 from biggraph.graph.graph import Graph
+from biggraph.log import Reporter
 from biggraph.storage.checkpoint import Checkpoint
 from biggraph.train import build
 from biggraph.train.device_step import DeviceStep
@@ -154,3 +155,15 @@ def test_a_run_may_go_on_on_another_device(graph_path, tmp_path, on_processor):
     api.train(config, quiet=True)
     result = api.train(make_run(graph_path, tmp_path / "run", epochs=2), quiet=True)
     assert result.epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("kept", "step", "said"),
+    [(False, "compiled", True), (True, "compiled", False), (False, "reference", False)],
+)
+def test_compiling_for_a_minute_is_said(
+    kept, step, said, graph_path, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(build, "kept", lambda name: kept)
+    build.say_compiling(Reporter(), make_run(graph_path, tmp_path / "run", step=step))
+    assert ("compiling the training step" in capsys.readouterr().err) == said
