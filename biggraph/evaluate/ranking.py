@@ -6,9 +6,8 @@ counted while it is in the cache, and forgotten. Questions that differ in their 
 query, whose scores are computed once. Threads take pieces of a block; every product is of one
 thread. Knows scores and known answers; nothing of splits or metrics.
 
-A candidate ties with the true entity when their scores differ by no more than rounding can
-explain, so that equal embeddings tie wherever they are stored: |difference| <= 1e-6 * the size of
-the numbers that the score is made of (`_tolerance`).
+Where the processor is fast at it, a screen of bfloat16 products tells first which candidates surely
+win or lose (`screen.py`); the others' scores are those of `scores.py`, with a screen or without.
 
 Axes: B queries of a tile, Q questions, N candidates, D dimension.
 """
@@ -31,16 +30,17 @@ from biggraph.evaluate.counting import Asked, add_counts
 from biggraph.evaluate.filters import Known
 from biggraph.evaluate.numbering import Block, Numbering, Numbers, RowSource
 from biggraph.evaluate.queries import Queries
+from biggraph.evaluate.scores import PADDING, scores_of, scores_of_pairs, tie_range
+from biggraph.evaluate.screen import Candidates, Question, Screen
 from biggraph.model.model import Model, RelationGroup
 from biggraph.types import FloatArray, IntArray, Side
 
 Progress = Callable[[int, int], None]
 
 DEFAULT_MEMORY = 256 * 2**20
-_TIE = 1e-6
 # Queries and candidates of one matrix product: enough for full speed, few enough for the cache.
 _TILE, _PIECE = 512, 1024
-_PADDING = 32  # below this many rows, matrix products round differently (other code paths)
+_TOGETHER = 4096  # open pairs to score together
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ class Ranker:
         numbering: of the graph's entities.
         candidates: for each entity type, the ascending numbers that compete; None: all do.
         memory: budget in bytes for query vectors, candidate rows and scores.
+        screened: by bfloat16 products first, which changes no rank; None: where they are fast.
     """
 
     source: RowSource
@@ -81,6 +82,7 @@ class Ranker:
     numbering: Numbering
     candidates: Mapping[str, Numbers] | None = None
     memory: int = DEFAULT_MEMORY
+    screened: bool | None = None
 
     @torch.no_grad()
     def rank(self, queries: Queries, known: Known, on_progress: Progress | None = None) -> Ranks:
@@ -97,15 +99,22 @@ class Ranker:
         ranks = Ranks(np.zeros(len(queries), np.int64), np.zeros(len(queries), np.int64))
         done, total = 0, self._number_of_scores(queries)
         answers_K = known.codes % known.limit
+        screen = Screen(self.model.comparator, self.screened)
         threads = torch.get_num_threads()
         with _pool(threads) as pool:
             for entity_type, segments in self._by_type(queries).items():
                 for part in _cut(segments, self._rows_that_fit()):
                     questions = np.concatenate([segment.questions for segment in part])
-                    tiles = [t for segment in part for t in self._tiles(queries, segment, known)]
+                    tiles = [
+                        tile
+                        for segment in part
+                        for tile in self._tiles(queries, segment, known, screen)
+                    ]
                     counts_Q2 = np.zeros((len(questions), 2), np.int64)
                     for block in self._blocks(entity_type):
-                        counts_Q2 += self._count_block(pool, threads, block, tiles, answers_K)
+                        counts_Q2 += self._count_block(
+                            pool, threads, block, tiles, answers_K, screen
+                        )
                         done += len(block.numbers) * len(questions)
                         if on_progress:
                             on_progress(done, total)
@@ -119,11 +128,12 @@ class Ranker:
         block: Block,
         tiles: list[_Tile],
         answers_K: Numbers,
+        screen: Screen,
     ) -> IntArray:
         """Return what the candidates of a block add to higher and tied, [Q, 2]."""
         rows_ND = torch.from_numpy(self.source.rows(block.key, block.offsets))
         count = len(block.numbers)
-        step = min(_PIECE, max(_PADDING, -(-count // threads)))
+        step = min(_PIECE, max(PADDING, -(-count // threads)))
         pieces = deque(slice(start, start + step) for start in range(0, count, step))
 
         def work(_: int) -> IntArray:
@@ -134,7 +144,7 @@ class Ranker:
                 except IndexError:
                     return counts_Q2
                 numbers_N = block.numbers[piece]
-                self._count_piece(rows_ND[piece], numbers_N, tiles, answers_K, counts_Q2)
+                self._count_piece(rows_ND[piece], numbers_N, tiles, answers_K, screen, counts_Q2)
 
         counts_Q2: IntArray = np.sum(list(pool.map(work, range(threads))), axis=0)
         return counts_Q2
@@ -146,19 +156,30 @@ class Ranker:
         numbers_N: Numbers,
         tiles: list[_Tile],
         answers_K: Numbers,
+        screen: Screen,
         counts_Q2: IntArray,
     ) -> None:
-        prepared: tuple[object, Tensor] | None = None
-        start = 0
+        prepared: tuple[object, Tensor, Candidates | None] | None = None
+        start, waiting = 0, _Open(self.model, counts_Q2)
         for tile in tiles:
             # Tiles come sorted by (group, side), so that candidates are prepared once for each.
             if prepared is None or prepared[0] != (tile.group.index, tile.side):
                 ready_ND = self.model.candidates(tile.group, tile.side, rows_ND)
-                prepared = ((tile.group.index, tile.side), ready_ND)
+                rough = screen.candidates(ready_ND) if tile.screened else None
+                prepared = ((tile.group.index, tile.side), ready_ND, rough)
+            _, ready_ND, rough = prepared
             stop = start + len(tile.asked.query_Q)
-            scores_BN = _scores(self.model, tile.query_BD, prepared[1]).numpy()
-            add_counts(scores_BN, numbers_N, tile.asked, answers_K, counts_Q2[start:stop])
+            found = None
+            if tile.screened and rough:
+                found = screen.count(tile.screened, rough, tile.asked, numbers_N, answers_K)
+            if found:
+                counts_Q2[start:stop, 0] += found[0]
+                waiting.add(start, tile, ready_ND, found[1])
+            else:
+                scores_BN = scores_of(self.model, tile.query_BD, ready_ND).numpy()
+                add_counts(scores_BN, numbers_N, tile.asked, answers_K, counts_Q2[start:stop])
             start = stop
+        waiting.settle()
 
     def _by_type(self, queries: Queries) -> dict[str, list[_Segment]]:
         """Group questions by replaced type, and in each by relation group and replaced side."""
@@ -174,7 +195,9 @@ class Ranker:
                     found.setdefault(group.entity_type(side), []).append(segment)
         return found
 
-    def _tiles(self, queries: Queries, segment: _Segment, known: Known) -> Iterator[_Tile]:
+    def _tiles(
+        self, queries: Queries, segment: _Segment, known: Known, screen: Screen
+    ) -> Iterator[_Tile]:
         """Cut a segment so that each tile has at most `_TILE` different queries."""
         some = queries.take(segment.questions)
         differs = (np.diff(some.anchor) != 0) | (np.diff(some.rel) != 0)
@@ -183,10 +206,15 @@ class Ranker:
         for start, stop in pairwise([*starts.tolist(), len(query)]):
             questions = segment.questions[start:stop]
             yield self._tile(segment, queries.take(questions), query[start:stop] - query[start],
-                             known.spans(questions))  # fmt: skip
+                             known.spans(questions), screen)  # fmt: skip
 
     def _tile(
-        self, segment: _Segment, some: Queries, query_Q: Numbers, spans: tuple[Numbers, Numbers]
+        self,
+        segment: _Segment,
+        some: Queries,
+        query_Q: Numbers,
+        spans: tuple[Numbers, Numbers],
+        screen: Screen,
     ) -> _Tile:
         group, side = segment.group, segment.side
         first_B = np.searchsorted(query_Q, np.arange(query_Q[-1] + 1))
@@ -197,16 +225,17 @@ class Ranker:
             piece = slice(start, start + _TILE)
             truth_QD = self._rows(group.entity_type(side), some.truth[piece])
             truth_QD = self.model.candidates(group, side, truth_QD)
-            ranges.append(_tie_range(self.model, query_BD[query_Q[piece]], truth_QD))
+            ranges.append(tie_range(self.model, query_BD[query_Q[piece]], truth_QD))
         low_Q, high_Q = (np.concatenate(pieces) for pieces in zip(*ranges, strict=True))
-        return _Tile(group, side, query_BD, Asked(query_Q, low_Q, high_Q, *spans))
+        asked = Asked(query_Q, low_Q, high_Q, *spans)
+        return _Tile(group, side, query_BD, asked, screen.questions(query_BD, asked))
 
     def _rows(self, entity_type: str, numbers: Numbers) -> Tensor:
         return torch.from_numpy(self.numbering.rows(self.source, entity_type, numbers))
 
     def _blocks(self, entity_type: str) -> Iterator[Block]:
         chosen = None if self.candidates is None else self.candidates[entity_type]
-        size = min(self._rows_that_fit(), max(_PADDING, self.memory // (8 * 4 * _TILE)))
+        size = min(self._rows_that_fit(), max(PADDING, self.memory // (8 * 4 * _TILE)))
         return self.numbering.blocks(entity_type, size, chosen)
 
     def _rows_that_fit(self) -> int:
@@ -239,6 +268,46 @@ class _Tile:
     side: Side
     query_BD: Tensor
     asked: Asked
+    screened: Question | None
+
+
+class _Open:
+    """Pairs that a screen left open, until there are enough to score them together.
+
+    Args:
+        model: that scores them.
+        counts_Q2: higher and tied so far, to which they are added.
+    """
+
+    def __init__(self, model: Model, counts_Q2: IntArray) -> None:
+        self._model, self._counts_Q2 = model, counts_Q2
+        self._pairs: list[tuple[FloatArray, FloatArray]] = []
+        self._asked: list[tuple[Numbers, FloatArray, FloatArray]] = []
+
+    def add(self, first: int, tile: _Tile, ready_ND: Tensor, open_P2: IntArray) -> None:
+        """Take pairs of a question of the tile, the first of which is `first`, and a candidate."""
+        if len(open_P2) == 0:
+            return
+        asked, (question_P, column_P) = tile.asked, open_P2.T
+        # NumPy gathers a few rows in a fraction of torch's time.
+        query_PD = tile.query_BD.numpy()[asked.query_Q[question_P]]
+        self._pairs.append((query_PD, ready_ND.numpy()[column_P]))
+        self._asked.append((first + question_P, asked.low_Q[question_P], asked.high_Q[question_P]))
+        if sum(len(query_PD) for query_PD, _ in self._pairs) >= _TOGETHER:
+            self.settle()
+
+    def settle(self) -> None:
+        """Score and count them."""
+        if not self._pairs:
+            return
+        pairs = (torch.from_numpy(np.concatenate(rows)) for rows in zip(*self._pairs, strict=True))
+        score_P = scores_of_pairs(self._model, *pairs).numpy()
+        question_P, low_P, high_P = map(np.concatenate, zip(*self._asked, strict=True))
+        above_P = score_P > high_P
+        np.add.at(self._counts_Q2[:, 0], question_P[above_P], 1)
+        np.add.at(self._counts_Q2[:, 1], question_P[(score_P >= low_P) & ~above_P], 1)
+        self._pairs.clear()
+        self._asked.clear()
 
 
 @contextmanager
@@ -269,45 +338,3 @@ def _cut(segments: list[_Segment], size: int) -> Iterator[list[_Segment]]:
                 part, room = [], size
     if part:
         yield part
-
-
-def _scores(model: Model, query_BD: Tensor, candidates_ND: Tensor) -> Tensor:
-    """Return all scores, [B, N]; padded, so that each pair rounds alike in any block."""
-    padded_BD, padded_ND = _pad(query_BD), _pad(candidates_ND)
-    scores = model.pairwise(padded_BD, padded_ND)
-    return scores[: len(query_BD), : len(candidates_ND)].contiguous()
-
-
-def _pad(rows_ND: Tensor) -> Tensor:
-    missing = _PADDING - len(rows_ND)
-    return torch.nn.functional.pad(rows_ND, (0, 0, 0, missing)) if missing > 0 else rows_ND
-
-
-def _tie_range(model: Model, query_BD: Tensor, truth_BD: Tensor) -> tuple[FloatArray, FloatArray]:
-    """Return the lowest and highest score that tie with each truth, float32, shape [B] each.
-
-    The truth is scored by the same kind of product as its competitors: on most machines equal
-    rows then have equal scores to the last bit, also where a distance cancels to noise.
-    """
-    parts = [
-        _scores(model, query_BD[start : start + _PADDING], truth_BD[start : start + _PADDING])
-        for start in range(0, len(query_BD), _PADDING)
-    ]
-    score_B = torch.cat([part.diagonal() for part in parts])
-    tolerance_B = _tolerance(model, query_BD, truth_BD)
-    tolerance_B = torch.where(torch.isfinite(score_B) & tolerance_B.isfinite(), tolerance_B, 0.0)
-    low: FloatArray = (score_B - tolerance_B).numpy()
-    high: FloatArray = (score_B + tolerance_B).numpy()
-    return low, high
-
-
-def _tolerance(model: Model, query_BD: Tensor, truth_BD: Tensor) -> Tensor:
-    """Return how far apart rounding can put equal scores, [B].
-
-    For a product of vectors the size of the numbers is |q||c|, for a distance |q| + |c|, for a
-    squared one |q|^2 + |c|^2; scores of the vectors with themselves and with zero give all three.
-    """
-    zero_BD = torch.zeros_like(query_BD)
-    product_B = model.matched(query_BD, query_BD) * model.matched(truth_BD, truth_BD)
-    lengths_B = model.matched(query_BD, zero_BD).abs() + model.matched(truth_BD, zero_BD).abs()
-    return _TIE * (product_B.abs().sqrt() + lengths_B)

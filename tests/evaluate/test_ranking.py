@@ -110,7 +110,7 @@ def test_ranks_do_not_depend_on_the_memory_budget(monkeypatch):
     checkpoint = random_checkpoint(graph)
     monkeypatch.setattr(ranking, "_TILE", 4)
     monkeypatch.setattr(ranking, "_PIECE", 3)
-    monkeypatch.setattr(ranking, "_PADDING", 2)
+    monkeypatch.setattr(ranking, "PADDING", 2)
     seen = []
     for memory in (1, 1000, 3000, 2**20):
         checkpoint.calls.clear()
@@ -131,7 +131,7 @@ def test_questions_that_share_a_query_and_repeated_edges_rank_as_alone(
     checkpoint = random_checkpoint(graph)
     monkeypatch.setattr(ranking, "_TILE", 3)
     monkeypatch.setattr(ranking, "_PIECE", 4)
-    monkeypatch.setattr(ranking, "_PADDING", 2)
+    monkeypatch.setattr(ranking, "PADDING", 2)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
