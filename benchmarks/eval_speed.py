@@ -1,7 +1,8 @@
 """Triples a second of filtered ranking, beside PyTorch-BigGraph's and PyKEEN's; top-k queries.
 
 All rank the same test triples of the same graph against all entities, both sides, with the same
-random ComplEx embeddings and the same filters, and must agree on the MRR. Each run is a process of
+ComplEx embeddings, those of a run (`--run`) or random ones, and the same filters, and must agree on
+the MRR. Each run is a process of
 its own; the sides take turns. The batch size of each peer is the best of several, tried on the
 first triples in the same run. Starting processes and reading files is left out; building filters is
 in `triples_per_s` and not in `ranked_per_s`. `triples_per_cpu_s` is by processor time, which others
@@ -10,7 +11,9 @@ on the machine disturb least.
     benchmarks/peers/setup.sh
     python benchmarks/eval_speed.py --graph GRAPH --threads 1 2 --repeats 3
 
-GRAPH is what `biggraph import` made of FB15k-237; without it, a synthetic graph of the same size.
+GRAPH is what `biggraph import` made of FB15k-237, and a run one with reciprocal ComplEx relations
+on it (`configs/fb15k-237.toml`, say); random embeddings are a case that biggraph's screen does not
+help. Without GRAPH, a synthetic graph of the same size.
 PyKEEN, which needs minutes for all triples, ranks the first ones (`--first`): its cost is the same
 for each. PBG has a cost for each worker, and biggraph computes scores once for each query, so
 these rank all.
@@ -45,6 +48,7 @@ from biggraph.evaluate.top import Search
 from biggraph.graph.graph import Graph
 from biggraph.log import align
 from biggraph.model.comparators import COMPARATORS
+from biggraph.storage.checkpoint import Checkpoint
 from biggraph.types import FloatArray, IntArray, PartitionKey
 
 PEERS = Path(__file__).resolve().parent / "peers"
@@ -55,11 +59,17 @@ SPLITS = ("train", "valid", "test")
 SIZES = {"entities": 14_541, "relations": 237, "communities": 150, "noise": 0.3}  # FB15k-237's
 COUNTS = {"train": 272_115, "valid": 17_535, "test": 20_466}
 
+# Arrays of relation parameters, for tails and for heads, by the names that they have in a model.
+RELATIONS = {
+    "real": "0.lhs.real", "imag": "0.lhs.imag",
+    "back_real": "0.rhs.real", "back_imag": "0.rhs.imag",
+}  # fmt: skip
+
 CHILD = "import sys; sys.path.insert(0, 'benchmarks'); import eval_speed as e; e.{}(*sys.argv[1:])"
 
 
 class Tables:
-    """Embeddings in memory, where evaluation expects a checkpoint: ComplEx, r and its conjugate."""
+    """Embeddings in memory, where evaluation expects a checkpoint: ComplEx, one r for each side."""
 
     def __init__(self, graph: Graph, arrays: dict[str, np.ndarray]) -> None:
         dimension = arrays["entities"].shape[1]
@@ -83,8 +93,7 @@ class Tables:
 
     def relations(self) -> dict[str, np.ndarray]:
         """Return the relation parameters by the model's names."""
-        real, imag = self._arrays["real"], self._arrays["imag"]
-        return {"0.lhs.real": real, "0.lhs.imag": imag, "0.rhs.real": real, "0.rhs.imag": -imag}
+        return {name: self._arrays[own] for own, name in RELATIONS.items()}
 
 
 def rank_here(folder: str, graph_path: str, first: str) -> None:
@@ -140,9 +149,9 @@ def top_here(folder: str, graph_path: str, count: str, k: str) -> None:
     print(json.dumps({name: 1 / statistics.median(each) for name, each in seconds.items()}))
 
 
-def write_arrays(graph: Graph, folder: Path, dimension: int) -> int:
-    """Write what all sides read: edges by number, and random embeddings; return the test edges."""
-    numbering, generator = Numbering(graph.schema), np.random.default_rng(0)
+def write_arrays(graph: Graph, folder: Path, dimension: int, run: Path | None = None) -> int:
+    """Write what all sides read: edges by number, and embeddings; return the test edges."""
+    numbering = Numbering(graph.schema)
     for split in SPLITS:
         columns = []
         for bucket in sorted(graph.splits[split]):
@@ -150,11 +159,34 @@ def write_arrays(graph: Graph, folder: Path, dimension: int) -> int:
             lhs, rhs = numbering.ends(edges, bucket)
             columns.append(np.stack((lhs, edges.rel.astype(np.int64), rhs), 1))
         np.save(folder / f"{split}.npy", np.concatenate(columns))
-    entities, relations = numbering.limit - 1, len(graph.schema.relations)
-    shapes = {"entities": (entities, dimension), "real": (relations, dimension // 2)}
-    for name, shape in (shapes | {"imag": shapes["real"]}).items():
-        np.save(folder / f"{name}.npy", generator.standard_normal(shape, dtype=np.float32))
+    arrays = random_arrays(graph, dimension) if run is None else arrays_of(run, graph)
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
     return sum(graph.splits["test"].values())
+
+
+def random_arrays(graph: Graph, dimension: int) -> dict[str, np.ndarray]:
+    """Return random embeddings; heads are predicted with the conjugate of what tails are."""
+    generator = np.random.default_rng(0)
+    relations = (len(graph.schema.relations), dimension // 2)
+    shapes = {"entities": (graph.schema.entities[0].count, dimension), "real": relations}
+    arrays = {
+        name: generator.standard_normal(shape, dtype=np.float32)
+        for name, shape in (shapes | {"imag": relations}).items()
+    }
+    return arrays | {"back_real": arrays["real"], "back_imag": -arrays["imag"]}
+
+
+def arrays_of(run: Path, graph: Graph) -> dict[str, np.ndarray]:
+    """Return the trained embeddings of a run, whose relations must be reciprocal ComplEx."""
+    checkpoint, (kind, *_) = Checkpoint.open(run), graph.schema.entities
+    model = checkpoint.config.model
+    if (model.operator, model.comparator, model.reciprocal) != ("complex_diagonal", "dot", True):
+        raise SystemExit(f"{run}: expected complex_diagonal, dot and reciprocal relations")
+    parameters = checkpoint.relations()
+    arrays = {own: parameters[name] for own, name in RELATIONS.items()}
+    rows = Numbering(graph.schema).rows(checkpoint, kind.name, np.arange(kind.count))
+    return arrays | {"entities": rows}
 
 
 def make_graph(folder: Path) -> Path:
@@ -306,7 +338,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     all_sides = ["biggraph", *BATCHES]
     parser.add_argument("--graph", type=Path, help="of `biggraph import`, with one partition")
-    parser.add_argument("--dimension", type=int, default=200)
+    parser.add_argument("--run", type=Path, help="trained on GRAPH; without it, random embeddings")
+    parser.add_argument("--dimension", type=int, default=200, help="of random embeddings")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--first", nargs="*", default=["pykeen=2000"], metavar="SIDE=TRIPLES")
     parser.add_argument("--repeats", type=int, default=3)
@@ -321,11 +354,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         setting.folder = Path(name)
         setting.graph = setting.graph or make_graph(setting.folder)
-        triples = write_arrays(Graph.open(setting.graph), setting.folder, setting.dimension)
+        graph = Graph.open(setting.graph)
+        triples = write_arrays(graph, setting.folder, setting.dimension, setting.run)
         setting.first = first_of(setting.first, triples)
         found = {side: measuring.versions(pythons[side]) for side in sides}
         measuring.emit("eval_speed", "machine", **measuring.machine(), versions=found,
-                       sgemm_gflops=measuring.sgemm_gflops(), first=setting.first)  # fmt: skip
+                       sgemm_gflops=measuring.sgemm_gflops(), first=setting.first,
+                       embeddings="trained" if setting.run else "random")  # fmt: skip
         lines = measure(setting, sides)
         check(lines)
         print("", *summarise(lines), measure_top(setting), sep="\n\n", file=sys.stderr)

@@ -69,14 +69,14 @@ def write(folder, arrays, first):
 
 
 def write_checkpoint(config, arrays):
-    """Write embeddings and operators: r at the left, its conjugate at the right."""
+    """Write embeddings and operators: one for tails at the left, one for heads at the right."""
     manager = CheckpointManager(config.checkpoint_path)
     manager.write("entity", 0, torch.from_numpy(arrays["entities"]), None)
     model = make_model(config)
     with torch.no_grad():
-        for operator, sign in ((model.lhs_operators[0], 1), (model.rhs_operators[0], -1)):
-            operator.real.copy_(torch.from_numpy(arrays["real"]))
-            operator.imag.copy_(torch.from_numpy(sign * arrays["imag"]))
+        for operator, side in ((model.lhs_operators[0], ""), (model.rhs_operators[0], "back_")):
+            operator.real.copy_(torch.from_numpy(arrays[f"{side}real"]))
+            operator.imag.copy_(torch.from_numpy(arrays[f"{side}imag"]))
     manager.write_model(model.state_dict(), None)
     manager.write_new_version(config)
     manager.switch_to_new_version()

@@ -16,15 +16,20 @@ from pykeen.triples import CoreTriplesFactory
 
 
 def model_of(arrays):
-    """Return a model with these embeddings, whose halves are real and imaginary parts."""
+    """Return a model with these embeddings, whose halves are real and imaginary parts.
+
+    It predicts heads with inverse relations, which have the odd places.
+    """
     count, dimension = arrays["entities"].shape
     factory = CoreTriplesFactory.create(
-        torch.from_numpy(arrays["train"]), num_entities=count, num_relations=len(arrays["real"])
-    )
+        torch.from_numpy(arrays["train"]), num_entities=count,
+        num_relations=len(arrays["real"]), create_inverse_triples=True,
+    )  # fmt: skip
     model = ComplEx(triples_factory=factory, embedding_dim=dimension // 2, random_seed=0)
     halves = np.split(arrays["entities"], 2, axis=1)
-    tables = ((model.entity_representations, *halves),
-              (model.relation_representations, arrays["real"], arrays["imag"]))  # fmt: skip
+    both = (np.stack((arrays[name], arrays[f"back_{name}"]), 1) for name in ("real", "imag"))
+    factors = (pair.reshape(-1, dimension // 2) for pair in both)
+    tables = ((model.entity_representations, *halves), (model.relation_representations, *factors))
     with torch.no_grad():
         for (representation,), real, imag in tables:
             weight = representation._embeddings.weight
