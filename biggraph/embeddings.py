@@ -1,7 +1,8 @@
 """Questions to a trained checkpoint: vectors, scores, neighbors, predictions.
 
-Tables are read block by block, so memory does not grow with the graph. Knows names and blocks;
-nothing of files or training.
+Tables are read block by block, so memory does not grow with the graph; edges, which tell what is
+known, are kept once they were read, as far as they fit 64 MiB. Knows names and blocks; nothing of
+files or training.
 
 Axes: N entities, D dimension.
 """
@@ -17,7 +18,7 @@ import pyarrow as pa
 import torch
 
 from biggraph.errors import InputError, did_you_mean
-from biggraph.evaluate.filters import known_answers
+from biggraph.evaluate.filters import KeptEdges, known_answers
 from biggraph.evaluate.numbering import Numbering, Numbers
 from biggraph.evaluate.opening import graph_of, model_of
 from biggraph.evaluate.queries import Queries
@@ -65,6 +66,7 @@ class Embeddings:
     def __init__(self, checkpoint: Checkpoint, graph: Graph, model: Model) -> None:
         self.checkpoint, self.graph, self.model = checkpoint, graph, model
         self._numbering = Numbering(graph.schema)
+        self._edges = KeptEdges(graph.edges)
 
     @classmethod
     def open(
@@ -219,7 +221,7 @@ class Embeddings:
 
         The given entity itself is left out, unless the graph has that edge. Reads the buckets of
         the graph that can hold edges of the given entities, once for all, to tell what is known:
-        any edge of the train, validation or test split.
+        any edge of the train, validation or test split. A small graph is read at the first call.
 
         Args:
             relation: name of the relation.
@@ -269,7 +271,7 @@ class Embeddings:
         count = len(anchors)
         lhs_is_missing = np.full(count, side is Side.LHS)
         queries = Queries(anchors, np.full(count, rel), anchors, lhs_is_missing)
-        known = known_answers(self.graph, queries, self._numbering)
+        known = known_answers(self.graph, queries, self._numbering, self._edges.edges)
         spans = zip(*known.spans(np.arange(count)), strict=True)
         return [known.codes[first:stop] % known.limit for first, stop in spans]
 

@@ -5,7 +5,7 @@ Streams the edges of a graph and keeps what belongs to given questions. Knows no
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,10 @@ import numpy as np
 from biggraph.evaluate.numbering import Numbering, Numbers
 from biggraph.evaluate.queries import Queries
 from biggraph.graph.graph import Graph
-from biggraph.types import Bucket, Side
+from biggraph.types import Bucket, Edges, Side
+
+ReadEdges = Callable[[str, Bucket], Edges]
+_KEPT = 64 * 2**20  # bytes of edges
 
 
 @dataclass(frozen=True)
@@ -69,11 +72,39 @@ def only_truths(queries: Queries, numbering: Numbering) -> Known:
     return Known(row * numbering.limit + queries.truth, numbering.limit, row)
 
 
-def known_answers(graph: Graph, queries: Queries, numbering: Numbering) -> Known:
+class KeptEdges:
+    """Reads buckets, and keeps those that fit 64 MiB for whoever asks again.
+
+    Args:
+        read: as `Graph.edges`.
+    """
+
+    def __init__(self, read: ReadEdges) -> None:
+        self._read, self._room = read, _KEPT
+        self._kept: dict[tuple[str, Bucket], Edges] = {}
+
+    def edges(self, split: str, bucket: Bucket) -> Edges:
+        """Return the edges of a bucket without their weights; raises as `Graph.edges`."""
+        found = self._kept.get((split, bucket))
+        if found is None:
+            whole = self._read(split, bucket)
+            found = Edges(whole.lhs, whole.rel, whole.rhs)
+            size = found.lhs.nbytes + found.rel.nbytes + found.rhs.nbytes
+            if size <= self._room:
+                self._room -= size
+                self._kept[split, bucket] = found
+        return found
+
+
+def known_answers(
+    graph: Graph, queries: Queries, numbering: Numbering, read: ReadEdges | None = None
+) -> Known:
     """Return every answer to the questions that stands in any split of the graph.
 
-    Reads bucket by bucket; memory grows with the answers that are found.
+    Reads bucket by bucket, by `Graph.edges` or as it is told; memory grows with the answers that
+    are found.
     """
+    read = read or graph.edges
     limit, relations = numbering.limit, len(graph.schema.relations)
 
     def code(rel: Numbers, anchor: Numbers, replaces_lhs: int | Numbers) -> Numbers:
@@ -85,10 +116,12 @@ def known_answers(graph: Graph, queries: Queries, numbering: Numbering) -> Known
     )
     found = [np.empty(0, dtype=np.int64)]
     for bucket, split in _buckets_to_read(graph, queries, numbering):
-        edges = graph.edges(split, bucket)
+        edges = read(split, bucket)
         lhs, rhs = numbering.ends(edges, bucket)
         rel = edges.rel.astype(np.int64)
         for replaces_lhs, anchor, answer in ((0, lhs, rhs), (1, rhs, lhs)):
+            if replaces_lhs not in queries.replaces_lhs:
+                continue
             codes = code(rel, anchor, replaces_lhs)
             place = np.searchsorted(wanted, codes)
             place[place == len(wanted)] = 0

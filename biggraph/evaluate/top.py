@@ -68,11 +68,10 @@ class Search:
         ends = np.cumsum([0, *map(len, without)])
         out_X = np.concatenate([np.empty(0, np.int64), *without])
         size = max(1, _MEMORY // (4 * query_BD.shape[1]))
-        step = _PIECE * max(1, _QUERIES // max(1, len(query_BD)))
         for block in self.numbering.blocks(self.entity_type, size, None):
             rows_ND = torch.from_numpy(self.source.rows(block.key, block.offsets))
-            for start in range(0, len(rows_ND), step):
-                ready_ND = self.prepare(rows_ND[start : start + step])
+            for start in range(0, len(rows_ND), _PIECE):  # also for one query: into the cache
+                ready_ND = self.prepare(rows_ND[start : start + _PIECE])
                 scores_BN = self.comparator.pairwise(query_BD, ready_ND).numpy()
                 _keep(scores_BN, int(block.numbers[start]), out_X, ends, kept_BK, number_BK)
         return self._final(query_BD, number_BK)

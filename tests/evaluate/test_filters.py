@@ -4,8 +4,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from biggraph.evaluate import filters
 from biggraph.evaluate.evaluate import Settings, _draw_candidates, evaluate_popularity
-from biggraph.evaluate.filters import known_answers, only_truths
+from biggraph.evaluate.filters import KeptEdges, known_answers, only_truths
 from biggraph.evaluate.numbering import Numbering
 from biggraph.evaluate.queries import select_queries
 from biggraph.types import Side
@@ -93,6 +94,26 @@ def test_buckets_without_anchors_are_not_read():
     graph.edges = edges
     known_answers(graph, queries, numbering)
     assert read == [("train", (0, 1)), ("test", (0, 3))]
+
+
+def test_edges_that_fit_are_read_once_and_others_again(monkeypatch):
+    splits = {"train": [("a0", "aa", "a1"), ("a1", "aa", "a0")], "test": [("a0", "aa", "a3")]}
+    graph = MemoryGraph(ENTITIES, RELATIONS, splits)
+    read = []
+
+    def edges(split, bucket):
+        read.append(split)
+        return graph.edges(split, bucket)
+
+    monkeypatch.setattr(filters, "_KEPT", 2 * 3 * 4)  # bytes of the two edges for training
+    kept = KeptEdges(edges)
+    numbering = Numbering(graph.schema)
+    queries = select_queries(graph, numbering, "test", None, 0)
+    expected = known_answers(graph, queries, numbering).codes.tolist()
+    for _ in range(2):
+        found = known_answers(graph, queries, numbering, kept.edges)
+        assert found.codes.tolist() == expected
+    assert read == ["train", "test", "test"]
 
 
 @given(graphs(), st.booleans(), st.sampled_from(["all", 3]))
