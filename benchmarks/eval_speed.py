@@ -85,11 +85,9 @@ class Tables:
 
     def rows(self, key: PartitionKey, offsets: IntArray | slice) -> FloatArray:
         """Return a fresh copy of some rows."""
-        count = self._graph.schema.count(key)
-        of_partition = self._numbering.numbers(
-            key.entity_type, np.full(count, key.index), np.arange(count)
-        )
-        return self._arrays["entities"][of_partition[offsets]]
+        (first,) = self._numbering.numbers(key.entity_type, np.array([key.index]), np.array([0]))
+        of_partition = self._arrays["entities"][first : first + self._graph.schema.count(key)]
+        return np.array(of_partition[offsets])
 
     def relations(self) -> dict[str, np.ndarray]:
         """Return the relation parameters by the model's names."""
