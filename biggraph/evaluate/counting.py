@@ -178,9 +178,9 @@ def screened_counts(
         if row != last:
             _widen(products.rough_BN, row, products.bias_N, bits_N, rough_N)
             last = row
-        high, width = doubt.rough_high_Q[q], doubt.width_Q[q]
-        above = _above_all(rough_N, high, width, products.share_N)
-        _mark(rough_N, doubt.rough_low_Q[q], high, width, products.share_N, marks_N)
+        rough_high, width = doubt.rough_high_Q[q], doubt.width_Q[q]
+        above = _above_all(rough_N, rough_high, width, products.share_N)
+        _mark(rough_N, doubt.rough_low_Q[q], rough_high, width, products.share_N, marks_N)
         start, stop = asked.first_Q[q], asked.stop_Q[q]
         start += np.searchsorted(answers_K[start:stop], numbers_N[0])
         for k in range(start, stop):
@@ -188,21 +188,20 @@ def screened_counts(
                 break
             column = _column(numbers_N, answers_K[k])
             if column >= 0:
-                above -= rough_N[column] > high + width * products.share_N[column]
+                above -= rough_N[column] > rough_high + width * products.share_N[column]
                 marks_N[column] = 0
         marked = _gather(words_W, marks_N, columns_N)
         again += marked
         if again > _AGAIN * open_P2.shape[0]:
             return -1
-        _sums(products.query_BD, row, products.rows_ND, columns_N[:marked], sums_N)
+        _sums(products, row, columns_N[:marked], sums_N)
+        low, high = doubt.low_Q[q], doubt.high_Q[q]
         for i in range(marked):
-            j = columns_N[i]
-            total = sums_N[i] + products.bias_N[j]
-            above += total > doubt.high_Q[q]
-            if doubt.low_Q[q] <= total <= doubt.high_Q[q]:
+            above += sums_N[i] > high
+            if (sums_N[i] >= low) & (sums_N[i] <= high):  # both: one branch, seldom taken
                 if found == open_P2.shape[0]:
                     return -1
-                open_P2[found, 0], open_P2[found, 1] = q, j
+                open_P2[found, 0], open_P2[found, 1] = q, columns_N[i]
                 found += 1
         higher_Q[q] += above
     return found
@@ -254,12 +253,11 @@ def _gather(words_W: NDArray[np.uint64], marks_N: NDArray[np.uint8], columns_N: 
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})  # type: ignore[misc, untyped-decorator, unused-ignore]
-def _sums(
-    query_BD: FloatArray, row: int, rows_ND: FloatArray, columns_P: Numbers, sums_P: FloatArray
-) -> None:
-    """Write the products of a query and some candidates, added in any order (the bound's)."""
+def _sums(products: Products, row: int, columns_P: Numbers, sums_P: FloatArray) -> None:
+    """Write product plus bias of a query and some candidates, in any order (the bound's)."""
+    query_BD, rows_ND, bias_N = products.query_BD, products.rows_ND, products.bias_N
     for i in range(columns_P.shape[0]):
         j, total = columns_P[i], np.float32(0)
         for d in range(query_BD.shape[1]):
             total += query_BD[row, d] * rows_ND[j, d]
-        sums_P[i] = total
+        sums_P[i] = total + bias_N[j]
