@@ -37,7 +37,7 @@ from biggraph.types import FloatArray, IntArray
 
 Doubles = NDArray[np.float64]
 
-_FEWEST = 64  # queries or candidates; below, preparing costs more than is saved
+_QUERIES, _CANDIDATES = 256, 64  # fewer in a tile do not make up for preparing the others
 _LARGEST = 2.0**60  # length of a row; squares of sums of such are finite
 _UNIT = 2.0**-24  # relative rounding of float32
 _OUTPUT = 1.05 * 2.0**-8  # that of bfloat16, and of the few float32 sums that follow
@@ -65,10 +65,9 @@ class Rough:
 
     @classmethod
     def of(cls, exact_ND: Tensor) -> Rough | None:
-        """Round rows; None where they are too few, or too large for a bound."""
+        """Round rows; None where they are too large for a bound."""
         length_N = _lengths(exact_ND)
-        # The comparison fails for what is not a number, too.
-        if len(length_N) < _FEWEST or not length_N.max() <= _LARGEST:
+        if not length_N.max() <= _LARGEST:  # nor is what is not a number
             return None
         rounded_ND = exact_ND.bfloat16()
         return cls(exact_ND, rounded_ND, length_N, _lengths(exact_ND - rounded_ND))
@@ -128,7 +127,9 @@ class Screen:
 
     def questions(self, query_BD: Tensor, asked: Asked) -> Question | None:
         """Prepare queries and what is asked of them; None where they cannot be screened."""
-        if self._patience <= 0 or not (np.isfinite(asked.low_Q) & np.isfinite(asked.high_Q)).all():
+        if self._patience <= 0 or len(query_BD) < _QUERIES:
+            return None
+        if not (np.isfinite(asked.low_Q) & np.isfinite(asked.high_Q)).all():
             return None
         rough = Rough.of(query_BD)
         if rough is None:
@@ -143,7 +144,8 @@ class Screen:
 
     def candidates(self, ready_ND: Tensor) -> Candidates | None:
         """Prepare candidates; None where they cannot be screened."""
-        rough = Rough.of(ready_ND) if self._patience > 0 else None
+        enough = self._patience > 0 and len(ready_ND) >= _CANDIDATES
+        rough = Rough.of(ready_ND) if enough else None
         if rough is None:
             return None
         bias_N = np.zeros(len(ready_ND), np.float32)
