@@ -114,9 +114,12 @@ def known_answers(
         code(queries.rel, queries.anchor, queries.replaces_lhs.astype(np.int64)),
         return_inverse=True,
     )
+    is_asked = np.zeros(relations, dtype=bool)
+    is_asked[queries.rel] = True
     found = [np.empty(0, dtype=np.int64)]
     for bucket, split in _buckets_to_read(graph, queries, numbering):
         edges = read(split, bucket)
+        edges = edges.take(is_asked[edges.rel])
         lhs, rhs = numbering.ends(edges, bucket)
         rel = edges.rel.astype(np.int64)
         for replaces_lhs, anchor, answer in ((0, lhs, rhs), (1, rhs, lhs)):
