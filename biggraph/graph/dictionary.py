@@ -9,22 +9,24 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from biggraph.graph import disk
+from biggraph.graph.arrow import numbers, to_arrow
 from biggraph.graph.hashing import (
     Hashes,
     HashIndex,
     has_collision,
     sort_order,
-    string_parts,
+    texts_of,
 )
 from biggraph.graph.mapping import NAME_SCHEMA
 from biggraph.graph.plan import Plan
-from biggraph.graph.spill import Spill, numbers, read_spill, to_arrow
+from biggraph.graph.spill import Spill, read_spill
 from biggraph.types import IntArray
 
 ROWS = 1 << 20  # entities handled at once
@@ -50,9 +52,9 @@ class EntityFiles:
 
     def append(self, names: pa.Array, hashes: Hashes) -> None:
         """Append entities; `names` is a string array without offset."""
-        parts = string_parts(names)
-        lengths = np.diff(parts.offsets).astype(np.int64)
-        text = parts.data[parts.offsets[0] : parts.offsets[-1]]
+        texts = texts_of(names)
+        lengths = texts.ends - texts.starts
+        text = texts.data[texts.starts[0] : texts.ends[-1]] if len(names) else texts.data[:0]
         for name, values in zip(COLUMNS, (hashes.hi, hashes.lo, lengths, text), strict=False):
             disk.append(self.folder / name, [np.ascontiguousarray(values).data])
 
@@ -126,6 +128,12 @@ class EntityFiles:
 def entity_files(plan: Plan, code: int) -> EntityFiles:
     """Return the raw columns of a partition."""
     return EntityFiles(plan.folder("entities") / str(code))
+
+
+def offset_dtype(plan: Plan) -> np.dtype[Any]:
+    """Return int32, or int64 where a partition has more entities than that can say."""
+    largest = max(entity_files(plan, code).count for code, _ in plan.all_keys())
+    return np.dtype(np.int32 if largest <= np.iinfo(np.int32).max else np.int64)
 
 
 def build_dictionary(plan: Plan, code: int, spilled: Path) -> None:

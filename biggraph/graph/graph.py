@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from biggraph.errors import FormatError, InputError, did_you_mean
+from biggraph.graph.arrow import to_numpy
 from biggraph.graph.format import (
     BucketRecord,
     Manifest,
@@ -26,7 +27,7 @@ from biggraph.graph.format import (
     read_entities,
     read_manifest,
 )
-from biggraph.graph.hashing import Hashes, hash_names, type_salt
+from biggraph.graph.hashing import Hashes, hash_names, texts_of, type_salt
 from biggraph.graph.spec import SPLITS
 from biggraph.graph.verify import verify_graph
 from biggraph.schema import EntityType, GraphSchema, RelationType
@@ -125,7 +126,8 @@ class Graph:
         """
         parts = self.schema.entity_type(entity_type).partitions
         wanted = pa.array(names, pa.string())
-        hashes = hash_names(wanted, np.full(len(wanted), self.salt(entity_type), np.uint64))
+        salts = np.full(len(wanted), self.salt(entity_type), np.uint64)
+        hashes = hash_names(texts_of(wanted), salts)
         partition = (hashes.hi % np.uint64(parts)).astype(np.int32)
         offset = np.full(len(wanted), -1, np.int64)
         for index in np.unique(partition):
@@ -183,8 +185,7 @@ class Graph:
         return types[key.entity_type][key.index]
 
     def _column(self, key: PartitionKey, name: str) -> NDArray[Any]:
-        values: NDArray[Any] = self._partition(key).column(name).to_numpy(zero_copy_only=True)
-        return values
+        return to_numpy(self._partition(key).column(name))
 
     def _search(self, key: PartitionKey, wanted: Hashes, names: pa.Array) -> NDArray[np.int64]:
         hi, lo = self.hashes(key)

@@ -1,6 +1,6 @@
-"""Hash names, look hashes up, mix edges: the loops that run once per name or edge.
+"""Hash names, look hashes up, mix numbers.
 
-Works on Arrow strings and numpy columns; knows nothing of files, partitions or splits. Every
+Works on names as bytes and numpy columns; knows nothing of files, partitions or splits. Every
 kernel releases the interpreter lock.
 """
 
@@ -10,7 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+from numba.np.arrayobj import make_array
 from numpy.typing import NDArray
 
 from biggraph.types import IntArray
@@ -26,40 +29,62 @@ class Hashes(NamedTuple):
     lo: U64
 
 
-class StringParts(NamedTuple):
-    """An Arrow string array as numpy views: name i is data[offsets[i]:offsets[i + 1]]."""
+class Texts(NamedTuple):
+    """Names as bytes: name i is data[starts[i]:ends[i]]. Compiled code takes it as it is.
 
-    offsets: IntArray
+    Args:
+        data: uint8; holds all names, and may hold more.
+        starts: int64, shape [N].
+        ends: int64, shape [N].
+    """
+
     data: Bytes
+    starts: IntArray
+    ends: IntArray
+
+    def filter(self, keep: NDArray[np.bool_]) -> Texts:
+        """Return the names of a mask."""
+        return to_texts(self.data, self.starts[keep], self.ends[keep])
 
 
-def string_parts(names: pa.Array) -> StringParts:
+def to_texts(data: Bytes, starts: IntArray, ends: IntArray) -> Texts:
+    """Return names over the same memory, read-only: one kind of array, one compiled function."""
+    views = data.view(), starts.view(), ends.view()
+    for view in views:
+        view.flags.writeable = False
+    return Texts(*views)
+
+
+def texts_of(names: pa.Array) -> Texts:
     """Return views of the buffers of a string or large_string array without nulls."""
     dtype: np.dtype[Any] = np.dtype("<i8" if pa.types.is_large_string(names.type) else "<i4")
     _, offsets, data = names.buffers()
     if len(names) == 0 or offsets is None:
-        return StringParts(np.zeros(1, dtype), np.zeros(0, np.uint8))
+        return to_texts(np.empty(0, np.uint8), *np.empty((2, 0), np.int64))
     view = np.frombuffer(offsets, dtype, len(names) + 1, names.offset * dtype.itemsize)
-    return StringParts(view, np.frombuffer(data or b"", np.uint8))
+    view = view.astype(np.int64, copy=False)
+    return to_texts(np.frombuffer(data or b"", np.uint8), view[:-1], view[1:])
 
 
-def hash_names(names: pa.Array, salts: U64) -> Hashes:
+def hash_names(names: Texts, salts: U64) -> Hashes:
     """Hash each name with MurmurHash3_x64_128 (Appleby, public domain), seeded by its salt.
 
     Args:
-        names: string or large_string, no nulls, shape [N].
+        names: shape [N].
         salts: uint64, shape [N]; both lanes start from it (equal to the published function for
             salts below 2^32).
     """
-    parts = string_parts(names)
-    hashes = Hashes(np.empty(len(names), np.uint64), np.empty(len(names), np.uint64))
-    _murmur(parts.offsets, parts.data, salts, hashes.hi, hashes.lo)
+    count = len(names.starts)
+    hashes = Hashes(np.empty(count, np.uint64), np.empty(count, np.uint64))
+    _murmur(names, salts, hashes.hi, hashes.lo)
     return hashes
 
 
 def hash_text(text: str, salt: int) -> int:
     """Return the high lane of one text's hash."""
-    hashes = hash_names(pa.array([text]), np.array([salt], np.uint64))
+    data = np.frombuffer(text.encode(), np.uint8)
+    names = to_texts(data, np.zeros(1, np.int64), np.array([len(data)]))
+    hashes = hash_names(names, np.array([salt], np.uint64))
     return int(hashes.hi[0])
 
 
@@ -83,23 +108,44 @@ def _rotate(value, bits):  # type: ignore[no-untyped-def]
     return (value << np.uint64(bits)) | (value >> np.uint64(64 - bits))
 
 
+@intrinsic
+def _word_at(_context, data, at):  # type: ignore[no-untyped-def]
+    """Return the eight bytes of a uint8 array from a position on, little end first."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        array = make_array(signature.args[0])(context, builder, arguments[0])  # type: ignore[no-untyped-call]
+        place = builder.gep(array.data, [arguments[1]])
+        loaded = builder.load(builder.bitcast(place, ir.IntType(64).as_pointer()))
+        loaded.align = 1
+        return loaded
+
+    return types.uint64(data, at), generate
+
+
 @njit(cache=True, nogil=True)
-def _load(data, start, count):  # type: ignore[no-untyped-def]
+def load_bytes(data, start, count):  # type: ignore[no-untyped-def]
+    """Return up to eight of `count` bytes as a number, the first the lowest."""
+    if start + 8 <= len(data):
+        word: Any = _word_at(data, np.int64(start))  # type: ignore[call-arg]
+        if count >= 8:
+            return word
+        return word & ((np.uint64(1) << np.uint64(8 * count)) - np.uint64(1))
     value = np.uint64(0)
-    for k in range(count):
+    for k in range(min(count, 8)):
         value |= np.uint64(data[start + k]) << np.uint64(8 * k)
     return value
 
 
 @njit(cache=True, nogil=True)
-def _murmur(offsets, data, salts, out_hi, out_lo):  # type: ignore[no-untyped-def]
+def _murmur(names, salts, out_hi, out_lo):  # type: ignore[no-untyped-def]
     c1, c2 = np.uint64(0x87C37B91114253D5), np.uint64(0x4CF5AD432745937F)
+    data, starts, ends = names
     for i in range(len(salts)):
-        start, end = offsets[i], offsets[i + 1]
+        start, end = starts[i], ends[i]
         h1 = h2 = salts[i]
         at = start
         while end - at >= 16:
-            k1, k2 = _load(data, at, 8), _load(data, at + 8, 8)
+            k1, k2 = load_bytes(data, at, 8), load_bytes(data, at + 8, 8)
             h1 ^= _rotate(k1 * c1, 31) * c2
             h1 = (_rotate(h1, 27) + h2) * np.uint64(5) + np.uint64(0x52DCE729)
             h2 ^= _rotate(k2 * c2, 33) * c1
@@ -107,9 +153,9 @@ def _murmur(offsets, data, salts, out_hi, out_lo):  # type: ignore[no-untyped-de
             at += 16
         rest = end - at
         if rest > 8:
-            h2 ^= _rotate(_load(data, at + 8, rest - 8) * c2, 33) * c1
+            h2 ^= _rotate(load_bytes(data, at + 8, rest - 8) * c2, 33) * c1
         if rest > 0:
-            h1 ^= _rotate(_load(data, at, min(rest, 8)) * c1, 31) * c2
+            h1 ^= _rotate(load_bytes(data, at, rest) * c1, 31) * c2
         length = np.uint64(end - start)
         h1 ^= length
         h2 ^= length
@@ -121,59 +167,6 @@ def _murmur(offsets, data, salts, out_hi, out_lo):  # type: ignore[no-untyped-de
         out_hi[i], out_lo[i] = h1, h2
 
 
-class RecentNames:
-    """Remembers entities seen a moment ago, so that a frequent name is spilled seldom.
-
-    Compares entity types and whole names: two names with equal hashes are both new, and meet in
-    stage two. A slot is one cache line: type and length, then the text. A name too long for that
-    is known by its 128-bit hash, type and length.
-    """
-
-    WORDS = 8
-    SHARDS = 2  # names of different shards use different slots: threads may mark them at once
-
-    def __init__(self, slots: int) -> None:
-        """Make room for `slots` names, a power of two above 1."""
-        self._slots = np.zeros((slots, self.WORDS), np.uint64)
-
-    def mark_new(
-        self, shard: int, names: pa.Array, types: IntArray, hashes: Hashes, new: NDArray[np.bool_]
-    ) -> None:
-        """Set `new` where an entity of one shard is not remembered, and remember it.
-
-        Args:
-            shard: which entities to look at, below SHARDS.
-            names: strings, shape [N].
-            types: entity type of each name, below 2^23, shape [N].
-            hashes: of the names.
-            new: mask to change, shape [N].
-        """
-        parts = string_parts(names)
-        _mark_new(parts.offsets, parts.data, types, *hashes, np.uint64(shard), self._slots, new)
-
-
-@njit(cache=True, nogil=True)
-def _mark_new(offsets, data, types, hi, lo, shard, slots, new):  # type: ignore[no-untyped-def] # noqa: PLR0913
-    mask = np.uint64(len(slots) - 1)
-    longest = 8 * (slots.shape[1] - 1)
-    for i in range(len(lo)):
-        if lo[i] & np.uint64(1) != shard:
-            continue
-        slot = slots[lo[i] & mask]
-        start, length = offsets[i], offsets[i + 1] - offsets[i]
-        tag = (np.uint64(types[i]) << np.uint64(40)) + np.uint64(length + 1)
-        new[i] = slot[0] != tag
-        slot[0] = tag
-        if length > longest:
-            new[i] |= slot[1] != hi[i] or slot[2] != lo[i]
-            slot[1], slot[2] = hi[i], lo[i]
-            continue
-        for k in range(0, length, 8):
-            word = _load(data, start + k, min(8, length - k))
-            new[i] |= slot[1 + k // 8] != word
-            slot[1 + k // 8] = word
-
-
 def has_collision(names: pa.Array, hashes: Hashes, order: IntArray) -> bool:
     """Return whether two names differ though their hashes are equal.
 
@@ -182,19 +175,19 @@ def has_collision(names: pa.Array, hashes: Hashes, order: IntArray) -> bool:
         hashes: of the names.
         order: positions that sort the hashes.
     """
-    parts = string_parts(names)
-    return bool(_has_collision(parts.offsets, parts.data, hashes.hi, hashes.lo, order))
+    return bool(_has_collision(texts_of(names), hashes, order))
 
 
 @njit(cache=True, nogil=True)
-def _has_collision(offsets, data, hi, lo, order):  # type: ignore[no-untyped-def]
+def _has_collision(names, hashes, order):  # type: ignore[no-untyped-def]
+    (data, starts, ends), (hi, lo) = names, hashes
     for i in range(len(order) - 1):
         one, two = order[i], order[i + 1]
         if hi[one] != hi[two] or lo[one] != lo[two]:
             continue
-        a, b = offsets[one], offsets[two]
-        length = offsets[one + 1] - a
-        if offsets[two + 1] - b != length:
+        a, b = starts[one], starts[two]
+        length = ends[one] - a
+        if ends[two] - b != length:
             return True
         for k in range(length):
             if data[a + k] != data[b + k]:
@@ -268,9 +261,15 @@ def mix_columns(seed: int, *columns: Any) -> U64:
 
 
 @njit(cache=True, nogil=True)
+def mixed(state, value):  # type: ignore[no-untyped-def]
+    """Return a state with one more number mixed in; all uint64."""
+    return _finish((state + np.uint64(0x9E3779B97F4A7C15)) ^ _finish(value))
+
+
+@njit(cache=True, nogil=True)
 def _mix_in(state, column):  # type: ignore[no-untyped-def]
     for i in range(len(state)):
-        state[i] = _finish((state[i] + np.uint64(0x9E3779B97F4A7C15)) ^ _finish(column[i]))
+        state[i] = mixed(state[i], column[i])
 
 
 @njit(cache=True, nogil=True)

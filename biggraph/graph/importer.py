@@ -20,11 +20,7 @@ import numpy as np
 
 from biggraph.errors import FormatError, InputError, StorageError
 from biggraph.graph import disk
-from biggraph.graph.dictionary import (
-    Dictionary,
-    HashCollisionError,
-    build_dictionary,
-)
+from biggraph.graph.dictionary import HashCollisionError, build_dictionary, offset_dtype
 from biggraph.graph.format import (
     Manifest,
     read_manifest,
@@ -48,7 +44,7 @@ from biggraph.graph.readers import (
     read_table,
 )
 from biggraph.graph.sources import Source, expand, refuse_repeats
-from biggraph.graph.spec import SPLITS, ImportReport, ImportSpec, check_spec, is_given
+from biggraph.graph.spec import ImportReport, ImportSpec, check_spec, is_given
 from biggraph.graph.threads import ahead, side_by_side
 from biggraph.graph.workspace import require_space, workspace
 from biggraph.graph.writing import write_graph
@@ -112,7 +108,7 @@ def _run(plan: Plan, inputs: dict[str, list[Any]]) -> tuple[Manifest, _Counts]:
     mapper = _map(plan, inputs, counts)
     _entities(plan)
     relations = _relation_table(plan, mapper.relations, counts)
-    _edges(plan, relations, counts)
+    _edges(plan, relations, mapper.generations, counts)
     manifest = write_graph(plan, relations, mapper.weighted)
     disk.remove_tree(plan.scratch)
     disk.make_tree_durable(plan.root)
@@ -121,15 +117,15 @@ def _run(plan: Plan, inputs: dict[str, list[Any]]) -> tuple[Manifest, _Counts]:
 
 def _map(plan: Plan, inputs: dict[str, list[Any]], counts: _Counts) -> Mapper:
     """Stage one."""
-    for name in ("names", "entities", *(f"hashed-{split}" for split in SPLITS)):
+    for name in ("names", "entities", "generations"):
         disk.create_folder(plan.folder(name))
     spec = plan.spec
     how = Reading(spec.columns, spec.header, min(plan.share(128), 1 << 22), counts.skipped)
     with Mapper(plan) as mapper:
         for split, items in inputs.items():
-            for batch in ahead(_batches(plan, items, how)):
-                mapper.add(split, batch)
-                counts.rows[split] = counts.rows.get(split, 0) + len(batch.lines)
+            for edges in ahead(mapper.prepared(ahead(_batches(plan, items, how)))):
+                mapper.add(split, edges)
+                counts.rows[split] = counts.rows.get(split, 0) + len(edges.rows)
     if not counts.rows.get("train"):
         raise InputError("the sources of train hold no edges")
     return mapper
@@ -171,16 +167,15 @@ def _relation_table(plan: Plan, found: Relations, counts: _Counts) -> RelationTa
         types=np.array([[types[lhs], types[rhs]] for lhs, rhs in pairs]).reshape(-1, 2),
         final=np.array([final.get(name, -1) for name in found.names], np.int32),
         hashes=np.array([hash_text(name, plan.hash_seed) for name in found.names], np.uint64),
+        dtype=offset_dtype(plan),
     )
 
 
-def _edges(plan: Plan, relations: RelationTable, counts: _Counts) -> None:
+def _edges(plan: Plan, relations: RelationTable, generations: int, counts: _Counts) -> None:
     """Stage three without writing: offsets, minimum counts, holdout."""
     spec = plan.spec
-    total = sum(len(plan.spilled(f"hashed-{split}")) for split in SPLITS)
-    dictionary = Dictionary(plan, plan.share(4))
     counts.dropped_edges = resolve(
-        plan, relations, lambda done: plan.tell("edges", done, total), dictionary
+        plan, relations, generations, lambda done, total: plan.tell("edges", done, total)
     )
     if spec.min_entity_count > 1 or counts.dropped_edges:
         counts.dropped_entities, edges = drop_rare_entities(plan, relations)

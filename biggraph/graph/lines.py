@@ -1,7 +1,8 @@
 """Lines of text: blocks of whole lines with their numbers, and the two ways to read a line.
 
-A block is parsed at once by pyarrow; only a block in which something is wrong is looked at line by
-line, to name the line or to leave it out. Knows nothing of files or compression.
+A block is parsed at once: by compiled code where its lines are plain, else by pyarrow. Only a block
+in which something is wrong is looked at line by line, to name the line or to leave it out. Knows
+nothing of files or compression.
 """
 
 from __future__ import annotations
@@ -11,26 +12,34 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
+from biggraph.graph.arrow import to_numpy
+from biggraph.graph.fields import cut, to_strings
+from biggraph.graph.hashing import Texts, texts_of
 from biggraph.types import FloatArray, IntArray
 
 MAX_LINE = 1 << 26
 NO_COLUMN = -1
 
 
-class Columns(NamedTuple):
-    """Names (strings without nulls) and weights of some edges; None where there is no column."""
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Names (valid UTF-8) and weights of some edges; None where there is no column."""
 
-    lhs: pa.Array
-    rel: pa.Array | None
-    rhs: pa.Array
+    lhs: Texts
+    rel: Texts | None
+    rhs: Texts
     weight: FloatArray | None
+
+    def __len__(self) -> int:
+        """Return the number of edges."""
+        return len(self.lhs.starts)
 
 
 class Block(NamedTuple):
@@ -106,11 +115,14 @@ class Delimited:
 
     def parse(self, text: bytes, *, whole: bool = False) -> Columns | None:
         """See LineFormat."""
+        plain = self._cut(text)
+        if plain is not None:
+            return plain
         odd = _has_bare_return(text) or (self.quoted and _AFTER_QUOTES.search(text))
         if b"\0" in text or (odd and not whole):
             return None
         names = [str(position) for position in range(self.width)]
-        used = [str(position) for position in self.positions if position != NO_COLUMN]
+        used = [str(position) for position in self._used()]
         block_size = len(text) + 1 if whole else 1 << 20
         try:
             table = pacsv.read_csv(
@@ -125,14 +137,28 @@ class Delimited:
             )
         except pa.ArrowInvalid:
             return None
-        lhs, rel, rhs, weight = (
+        columns = [
             None if p == NO_COLUMN else table.column(str(p)).combine_chunks()
             for p in self.positions
-        )
-        if any(_has_empty(column) for column in (lhs, rel, rhs) if column is not None):
+        ]
+        if any(_has_empty(column) for column in columns[:3] if column is not None):
             return None
-        weights = None if weight is None else to_weights(weight)
-        return None if weight is not None and weights is None else Columns(lhs, rel, rhs, weights)
+        lhs, rel, rhs = (None if c is None else texts_of(c) for c in columns[:3])
+        return _with_weights(lhs, rel, rhs, columns[3])
+
+    def _used(self) -> list[int]:
+        return sorted({position for position in self.positions if position != NO_COLUMN})
+
+    def _cut(self, text: bytes) -> Columns | None:
+        """Return the edges of lines in which nothing is special."""
+        used = self._used()
+        found = cut(text, self.delimiter, self.width, used)
+        if found is None:
+            return None
+        lhs, rel, rhs, weight = (
+            None if p == NO_COLUMN else found[used.index(p)] for p in self.positions
+        )
+        return _with_weights(lhs, rel, rhs, None if weight is None else to_strings(weight))
 
     def fields(self, line: bytes, errors: str = "replace") -> list[str]:
         """Return the fields of one line; `errors` says what becomes of bytes that are not UTF-8.
@@ -173,6 +199,11 @@ class Delimited:
     def is_blank(self, line: bytes) -> bool:
         """See LineFormat."""
         return not line.rstrip(b"\r\n")
+
+
+def _with_weights(lhs: Any, rel: Texts | None, rhs: Any, weight: pa.Array | None) -> Columns | None:
+    weights = None if weight is None else to_weights(weight)
+    return None if weight is not None and weights is None else Columns(lhs, rel, rhs, weights)
 
 
 # A field in quotes that goes on after them; also finds some sound lines, never misses one.
@@ -221,7 +252,7 @@ class NTriples:
             return None
         columns = [pc.struct_field(parts, name) for name in ("lhs", "rel", "rhs")]
         lhs, rel, rhs = (pc.replace_substring_regex(c, "^<(.*)>$", r"\1") for c in columns)
-        return Columns(lhs, rel, rhs, None)
+        return Columns(texts_of(lhs), texts_of(rel), texts_of(rhs), None)
 
     def fault(self, line: bytes) -> str | None:
         """See LineFormat."""
@@ -275,7 +306,7 @@ def sift(block: Block, lines: LineFormat) -> tuple[bytes, IntArray, list[tuple[i
 def to_weights(column: pa.Array) -> FloatArray | None:
     """Return strings as float32, or None where one is no finite number ≥ 0."""
     try:
-        weights = pc.cast(pc.utf8_trim_whitespace(column), pa.float32()).to_numpy()
+        weights = to_numpy(pc.cast(pc.utf8_trim_whitespace(column), pa.float32()))
     except pa.ArrowInvalid:
         return None
     return weights if (np.isfinite(weights) & (weights >= 0)).all() else None

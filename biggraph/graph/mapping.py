@@ -1,33 +1,33 @@
-"""Stage one: batches of edges to hashes, spilled by bucket; their names, spilled by partition.
+"""Stage one: batches of edges to numbered names, spilled by bucket; the names, by partition.
 
-Independent of the order of batches. Knows nothing of offsets.
+Names are numbered within a generation, which ends when its table is full: an edge then needs a few
+bytes, and a name is looked up on disk once. Knows nothing of offsets.
 """
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from biggraph.errors import InputError, did_you_mean
-from biggraph.graph.hashing import Hashes, RecentNames, hash_names
+from biggraph.graph import disk
+from biggraph.graph.arrow import to_rows
+from biggraph.graph.hashing import Hashes, Texts, hash_names, to_texts
+from biggraph.graph.numbering import Named, NameTable
 from biggraph.graph.plan import Plan
 from biggraph.graph.readers import Batch
+from biggraph.graph.rows import LHS, REL, RHS, WEIGHT, WIDTH, RowSpill, append_rows
 from biggraph.graph.spec import DEFAULT_RELATION, DEFAULT_TYPE
-from biggraph.graph.spill import Spill, select, to_rows
+from biggraph.graph.spill import Spill
 from biggraph.types import IntArray
 
 NAME_SCHEMA = pa.schema({"hi": pa.uint64(), "lo": pa.uint64(), "name": pa.large_string()})
-HASHED_SCHEMA = pa.schema(
-    {
-        **{f"{side}_{lane}": pa.uint64() for side in ("lhs", "rhs") for lane in ("hi", "lo")},
-        "rel": pa.int32(),
-        "weight": pa.float32(),
-    }
-)
+CODED = np.dtype(np.int32)  # of spilled edges: names as their numbers, relations as their codes
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Relations:
     listed: dict[str, tuple[str, str]]
     names: list[str] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
-    _codes: dict[str, int] = field(default_factory=dict)
+    _table: NameTable = field(default_factory=NameTable)
 
     def encode(self, batch: Batch) -> IntArray:
         """Return the code of each edge's relation, int32, and count them.
@@ -51,41 +51,57 @@ class Relations:
         Raises:
             InputError: a relation that is not listed.
         """
-        count = len(batch.columns.lhs)
-        if batch.columns.rel is None:
-            only = next(iter(self.listed)) if len(self.listed) == 1 else DEFAULT_RELATION
-            found, index = [only], np.zeros(count, np.int32)
-        else:
-            encoded = batch.columns.rel.dictionary_encode()
-            found = encoded.dictionary.to_pylist()
-            index = encoded.indices.to_numpy()
-        seen = np.bincount(index, minlength=len(found))
-        codes = np.empty(len(found), np.int32)
-        for k, name in enumerate(found):
-            if name not in self._codes:
+        count = len(batch.columns)
+        texts = self._only(count) if batch.columns.rel is None else batch.columns.rel
+        codes, none = np.empty(count, np.int32), np.zeros(count, np.int32)
+        hashes = hash_names(texts, none.astype(np.uint64))
+        self._table.number(Named(texts, none, hashes), codes)
+        if self._table.count > len(self.names):
+            for name in self._table.names(len(self.names))[0].to_pylist():
                 if self.listed and name not in self.listed:
-                    raise self._unlisted(name, batch.place(int(np.argmax(index == k))))
-                self._add(name)
-            codes[k] = self._codes[name]
-            self.counts[codes[k]] += int(seen[k])
-        return codes[index]
+                    raise self._unlisted(
+                        name, batch.place(int(np.argmax(codes == len(self.names))))
+                    )
+                self.names.append(name)
+                self.counts.append(0)
+        for code, seen in enumerate(np.bincount(codes).tolist()):
+            self.counts[code] += seen
+        return codes
+
+    def _only(self, count: int) -> Texts:
+        """Return the relation of edges that say none, once for each."""
+        name = next(iter(self.listed)) if len(self.listed) == 1 else DEFAULT_RELATION
+        data = np.frombuffer(name.encode(), np.uint8)
+        return to_texts(data, np.zeros(count, np.int64), np.full(count, len(data)))
 
     def _unlisted(self, name: str, place: str) -> InputError:
         remedy = did_you_mean(name, self.listed)
         return InputError(f'{place}: relation "{name}" is not among [[relations]]{remedy}')
-
-    def _add(self, name: str) -> None:
-        self._codes[name] = len(self.names)
-        self.names.append(name)
-        self.counts.append(0)
 
     def types(self, code: int) -> tuple[str, str]:
         """Return the entity types of a relation."""
         return self.listed.get(self.names[code], (DEFAULT_TYPE, DEFAULT_TYPE))
 
 
+class Prepared(NamedTuple):
+    """Edges whose names are hashed.
+
+    Args:
+        rows: int32, shape [N, 4]: relation codes and weights are there, numbers of names are not.
+        lhs: heads.
+        rhs: tails.
+    """
+
+    rows: NDArray[np.int32]
+    lhs: Named
+    rhs: Named
+
+
 class Mapper:
-    """Takes batches of edges; use as a context, the end of which writes what is still held."""
+    """Takes batches of edges; use as a context, the end of which writes what is still held.
+
+    `prepared` may run in a thread of its own.
+    """
 
     def __init__(self, plan: Plan) -> None:
         """Map edges into the scratch folders of `plan`, which exist."""
@@ -93,11 +109,11 @@ class Mapper:
         listed = {name: (lhs, rhs) for name, lhs, rhs in plan.spec.relations}
         self.relations = Relations(listed)
         self.weighted = False
+        self.generations = 0
         self._type_pairs: list[tuple[int, int]] = []
-        self._recent = RecentNames(1 << max(8, min(19, (plan.spec.memory >> 12).bit_length())))
-        self._names = Spill(plan.folder("names"), plan.share(64))
-        self._edges: dict[str, Spill] = {}
-        self._threads = ThreadPoolExecutor(2)
+        self._table = NameTable()
+        self._names = Spill(plan.folder("names"), plan.share(24))
+        self._edges: dict[str, RowSpill] = {}
 
     def __enter__(self) -> Mapper:
         """Return the mapper."""
@@ -105,65 +121,74 @@ class Mapper:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Write what is still held, unless there was an error."""
-        self._threads.shutdown()
         if kind is None:
+            self._end_generation()
             self._names.flush()
-            for spill in self._edges.values():
-                spill.flush()
 
-    def add(self, split: str, batch: Batch) -> None:
-        """Hash and spill the edges of a batch."""
-        columns = batch.columns
-        if not len(columns.lhs):
-            return
-        rel = self.relations.encode(batch)
-        both = zip((columns.lhs, columns.rhs), self._types(rel), strict=True)
-        lhs, rhs = self._threads.map(lambda side: _hash_side(self._plan, *side), both)
-        self._spill_names((lhs, rhs))
-        self.weighted |= columns.weight is not None
-        weight = columns.weight
-        if weight is None:
-            weight = np.ones(len(rel), np.float32)
-        rows = to_rows([*lhs.hashes, *rhs.hashes, rel, weight], HASHED_SCHEMA)
+    def prepared(self, batches: Iterable[Batch]) -> Iterator[Prepared]:
+        """Hash the names of batches of edges."""
+        for batch in batches:
+            columns = batch.columns
+            rows = np.empty((len(columns), WIDTH), np.int32)
+            rows[:, REL] = self.relations.encode(batch)
+            types = self._types(rows[:, REL])
+            both = zip((columns.lhs, columns.rhs), types, strict=True)
+            lhs, rhs = (Named(n, t, hash_names(n, self._plan.salts[t])) for n, t in both)
+            weight, ones = columns.weight, np.ones(1, np.float32)
+            rows[:, WEIGHT] = (ones if weight is None else weight).view(np.int32)
+            self.weighted |= weight is not None and len(columns) > 0
+            yield Prepared(rows, lhs, rhs)
+
+    def add(self, split: str, edges: Prepared) -> None:
+        """Number the names of edges, and spill the edges by bucket."""
+        rows, lhs, rhs = edges
+        if self._table.count and self._table.size_with((lhs, rhs)) > self._plan.share(4):
+            self._end_generation()
+        self._table.number(lhs, rows[:, LHS])
+        self._table.number(rhs, rows[:, RHS])
         if split not in self._edges:
-            self._edges[split] = Spill(self._plan.folder(f"hashed-{split}"), self._plan.share(48))
-        self._edges[split].add(rows, lhs.partition * self._plan.grid + rhs.partition)
+            folder = self._plan.folder(coded(self.generations, split))
+            disk.create_folder(folder)
+            self._edges[split] = RowSpill(folder, self._plan.share(16))
+        if self._plan.grid == 1:
+            append_rows(self._plan.folder(coded(self.generations, split)) / "0", rows)
+        else:
+            lhs_part, rhs_part = (partition(self._plan, *end[1:]) for end in (lhs, rhs))
+            self._edges[split].add(rows, lhs_part * self._plan.grid + rhs_part)
 
-    def _spill_names(self, sides: tuple[_HashedSide, _HashedSide]) -> None:
-        """Spill the names that were not seen lately, by partition."""
-        new = [np.zeros(len(side.names), np.bool_) for side in sides]
+    def _end_generation(self) -> None:
+        """Write what the numbers mean, and the names by partition; begin a new table."""
+        for spill in self._edges.values():
+            spill.flush()
+        names, types = self._table.names()
+        hashes = self._table.hashes()
+        columns: dict[str, np.ndarray] = {"hi": hashes.hi, "lo": hashes.lo, "type": types}
+        for name, values in columns.items():
+            path = self._plan.folder("generations") / f"{self.generations}-{name}"
+            disk.append(path, [values.data])
+        if len(types):
+            codes = self._plan.first_code[types] + partition(self._plan, types, hashes)
+            self._names.add(to_rows([*hashes, names], NAME_SCHEMA), codes)
+        self._table, self._edges = NameTable(), {}
+        self.generations += 1
 
-        def mark(shard: int) -> None:
-            for side, mask in zip(sides, new, strict=True):
-                self._recent.mark_new(shard, side.names, side.types, side.hashes, mask)
-
-        list(self._threads.map(mark, range(RecentNames.SHARDS)))
-        for side, mask in zip(sides, new, strict=True):
-            rows = select(to_rows([*side.hashes, side.names], NAME_SCHEMA), mask)
-            codes = (self._plan.first_code[side.types] + side.partition)[mask]
-            if rows.num_rows:
-                self._names.add(rows, codes)
-
-    def _types(self, rel: IntArray) -> IntArray:
+    def _types(self, rel: IntArray) -> NDArray[np.int32]:
         """Return the entity types of both ends of edges with provisional codes, shape [2, E]."""
+        if len(self._plan.types) == 1:
+            return np.zeros((2, len(rel)), np.int32)
         index = self._plan.types.index
         for code in range(len(self._type_pairs), len(self.relations.names)):
             lhs, rhs = self.relations.types(code)
             self._type_pairs.append((index(lhs), index(rhs)))
-        return np.array(self._type_pairs).T[:, rel]
+        return np.ascontiguousarray(np.array(self._type_pairs, np.int32).T[:, rel])
 
 
-class _HashedSide(NamedTuple):
-    """One end of some edges: names, their entity types, hashes and partitions in their type."""
-
-    names: pa.Array
-    types: IntArray
-    hashes: Hashes
-    partition: IntArray
+def coded(generation: int, split: str) -> str:
+    """Return the folder of the edges whose names are numbered in one generation."""
+    return f"coded-{generation}-{split}"
 
 
-def _hash_side(plan: Plan, names: pa.Array, types: IntArray) -> _HashedSide:
-    names = names.cast(pa.large_string())
-    hashes = hash_names(names, plan.salts[types])
-    partition = (hashes.hi % plan.partitions.astype(np.uint64)[types]).astype(np.int64)
-    return _HashedSide(names, types, hashes, partition)
+def partition(plan: Plan, types: IntArray, hashes: Hashes) -> NDArray[np.int64]:
+    """Return the partition of each entity in its type."""
+    parts = plan.partitions.astype(np.uint64)
+    return (hashes.hi % (parts[0] if len(parts) == 1 else parts[types])).astype(np.int64)

@@ -8,23 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
+from numba import njit
 from numpy.typing import NDArray
 
 from biggraph.graph import disk
 from biggraph.graph.dictionary import Dictionary, entity_files
-from biggraph.graph.hashing import Hashes, add_counts, mix_columns
-from biggraph.graph.mapping import HASHED_SCHEMA
+from biggraph.graph.hashing import Hashes, mix_columns
+from biggraph.graph.mapping import CODED, coded, partition
 from biggraph.graph.plan import Plan
+from biggraph.graph.rows import LHS, REL, RHS, append_rows, read_rows
 from biggraph.graph.spec import SPLITS
-from biggraph.graph.spill import Spill, numbers, read_spill, select, to_rows
+from biggraph.graph.threads import ahead
 from biggraph.types import IntArray, mix_seed
 
-EDGE_SCHEMA = pa.schema(
-    {"lhs": pa.int64(), "rel": pa.int32(), "rhs": pa.int64(), "weight": pa.float32()}
-)
 HOLDOUT = 1  # purpose of the seed
 Mask = NDArray[np.bool_]
 
@@ -38,81 +38,123 @@ class RelationTable:
         types: entity types (positions in the plan) of lhs and rhs by final id, shape [R, 2].
         final: final id by provisional code, -1 where dropped, int32.
         hashes: hash of the name by provisional code, uint64.
+        dtype: of the offsets in spilled edges.
     """
 
     names: list[str]
     types: IntArray
     final: IntArray
     hashes: NDArray[np.uint64]
+    dtype: np.dtype[Any]
+
+
+class Generation:
+    """What the numbers of names mean in one generation: offsets, and for a holdout hashes."""
+
+    def __init__(self, plan: Plan, number: int, dictionary: Dictionary, dtype: np.dtype[Any]):
+        """Look up all names.
+
+        Args:
+            plan: of the import.
+            number: of the generation.
+            dictionary: has all names.
+            dtype: of the offsets.
+        """
+        stem = plan.folder("generations") / str(number)
+        self.hi, lo = (np.fromfile(f"{stem}-{lane}", np.uint64) for lane in ("hi", "lo"))
+        types = np.fromfile(f"{stem}-type", np.int32)
+        codes = plan.first_code[types] + partition(plan, types, Hashes(self.hi, lo))
+        self.offsets = np.empty(len(codes), dtype)
+        for code, at in _groups(codes):
+            self.offsets[at] = dictionary.find(code, Hashes(self.hi[at], lo[at]))
+        if len(codes) and self.offsets.min() < 0:
+            raise AssertionError("an edge's entity is not in its dictionary")
+
+
+def _groups(codes: IntArray) -> Iterator[tuple[int, IntArray | slice]]:
+    """Yield each code with the positions that have it."""
+    counts = np.bincount(codes)
+    present = np.flatnonzero(counts)
+    if len(present) == 1:
+        yield int(present[0]), slice(None)
+        return
+    order, ends = np.argsort(codes, kind="stable"), np.cumsum(counts)
+    for code in present:
+        yield int(code), order[ends[code] - counts[code] : ends[code]]
 
 
 def resolve(
-    plan: Plan, relations: RelationTable, done: Callable[[int], None], dictionary: Dictionary
+    plan: Plan, relations: RelationTable, generations: int, done: Callable[[int, int], None]
 ) -> int:
-    """Turn all hashed edges into offsets, by split and bucket; return the edges dropped.
+    """Turn all numbered edges into offsets, by split and bucket; return the edges dropped.
 
     Train edges drawn for a holdout go to that split. Edges of dropped relations are left out.
     """
-    dropped, finished, spills = 0, 0, _edge_spills(plan, "edges", 48)
     for split in SPLITS:
-        for code, path in plan.spilled(f"hashed-{split}"):
-            for rows in read_spill(path, HASHED_SCHEMA, plan.share(32)):
-                keep = relations.final[numbers(rows, "rel")] >= 0
-                dropped += int(len(keep) - keep.sum())
-                rows = select(rows, keep)
-                edges = _to_offsets(plan, code, rows, relations, dictionary)
-                target = _draw(plan, split, rows, relations)
-                for k, name in enumerate(SPLITS):
-                    _add(spills[name], code, edges, target == k)
-            disk.remove(path)
-            finished += 1
-            done(finished)
-    _flush(spills)
+        disk.create_folder(plan.folder(f"edges-{split}"))
+    dictionary = Dictionary(plan, plan.share(4))
+    files = [
+        (number, split, code, path)
+        for number in range(generations)
+        for split in SPLITS
+        for code, path in plan.spilled(coded(number, split))
+    ]
+    dropped, last, names = 0, -1, None
+    for finished, (number, split, code, path) in enumerate(files, 1):
+        if names is None or last != number:
+            names, last = Generation(plan, number, dictionary, relations.dtype), number
+        for rows, target, unwanted in ahead(_resolved(plan, split, path, names, relations)):
+            dropped += unwanted
+            for k, name in enumerate(SPLITS):
+                kept = rows if target is None and name == split else rows[target == k]
+                append_rows(plan.folder(f"edges-{name}") / str(code), kept)
+        disk.remove(path)
+        done(finished, len(files))
     return dropped
 
 
-def _to_offsets(
-    plan: Plan, code: int, rows: pa.RecordBatch, relations: RelationTable, dictionary: Dictionary
-) -> pa.RecordBatch:
-    rel = relations.final[numbers(rows, "rel")]
-    out = {"lhs": np.empty(len(rel), np.int64), "rhs": np.empty(len(rel), np.int64)}
-    for side, partition, at in ends(plan, code, rel, relations):
-        wanted = Hashes(numbers(rows, f"{side}_hi")[at], numbers(rows, f"{side}_lo")[at])
-        out[side][at] = dictionary.find(partition, wanted)
-    if len(rel) and min(out["lhs"].min(), out["rhs"].min()) < 0:
-        raise AssertionError("an edge's entity is not in its dictionary")
-    return _edge_batch(out["lhs"], rel, out["rhs"], rows.column("weight"))
+def _resolved(
+    plan: Plan, split: str, path: Path, names: Generation, relations: RelationTable
+) -> Iterator[tuple[IntArray, IntArray | None, int]]:
+    """Yield the edges of a file, their splits where some are drawn, and how many were dropped."""
+    drawn = split == "train" and plan.spec.holdout
+    for coded_rows in read_rows(path, CODED):
+        rows = coded_rows
+        if len(relations.final) > len(relations.names):
+            rows = rows[relations.final[rows[:, REL]] >= 0]
+        target = _draw(plan, rows, names, relations) if drawn else None
+        edges = rows.astype(relations.dtype)
+        _look_up(rows, names.offsets, relations.final, edges)
+        yield edges, target, len(coded_rows) - len(rows)
 
 
-def _edge_batch(*columns: np.ndarray | pa.Array) -> pa.RecordBatch:
-    return to_rows(columns, EDGE_SCHEMA)
+@njit(cache=True, nogil=True)
+def _look_up(rows, offsets, final, edges):  # type: ignore[no-untyped-def]
+    for i in range(len(rows)):
+        edges[i, LHS] = offsets[rows[i, LHS]]
+        edges[i, REL] = final[rows[i, REL]]
+        edges[i, RHS] = offsets[rows[i, RHS]]
 
 
-def ends(
-    plan: Plan, code: int, rel: IntArray, relations: RelationTable
-) -> Iterator[tuple[str, int, IntArray | slice]]:
-    """Yield (side, partition code, rows) so that each end of each edge of a bucket occurs once."""
-    for side, name in enumerate(("lhs", "rhs")):
-        types = relations.types[rel, side] if len(plan.types) > 1 else np.zeros(1, np.int64)
-        present = np.flatnonzero(np.bincount(types))
-        for entity_type in present:
-            at = slice(None) if len(present) == 1 else np.flatnonzero(types == entity_type)
-            yield name, int(plan.first_code[entity_type]) + plan.bucket(code)[side], at
-
-
-def _draw(plan: Plan, split: str, rows: pa.RecordBatch, relations: RelationTable) -> IntArray:
-    """Return the split of each edge as a position in SPLITS; equal edges fall together."""
-    target = np.full(rows.num_rows, SPLITS.index(split), np.int8)
-    if split != "train" or not plan.spec.holdout:
-        return target
-    rel = relations.hashes[numbers(rows, "rel")]
-    lhs, rhs = numbers(rows, "lhs_hi"), numbers(rows, "rhs_hi")
+def _draw(plan: Plan, rows: IntArray, names: Generation, relations: RelationTable) -> IntArray:
+    """Return the split of each train edge as a position in SPLITS; equal edges fall together."""
+    target = np.zeros(len(rows), np.int8)
+    rel = relations.hashes[rows[:, REL]]
+    lhs, rhs = names.hi[rows[:, LHS]], names.hi[rows[:, RHS]]
     drawn = mix_columns(mix_seed(plan.spec.seed, HOLDOUT), lhs, rel, rhs) * 2.0**-64
     start = 0.0
     for name, fraction in sorted(plan.spec.holdout.items()):
         target[(drawn >= start) & (drawn < start + fraction)] = SPLITS.index(name)
         start += fraction
     return target
+
+
+def ends(plan: Plan, code: int, relations: RelationTable) -> Iterator[tuple[int, int, int]]:
+    """Yield (side, entity type, partition code) of all ends that edges of a bucket can have."""
+    for side, part in enumerate(plan.bucket(code)):
+        for kind in np.unique(relations.types[:, side]).tolist():
+            if part < plan.partitions[kind]:
+                yield side, kind, int(plan.first_code[kind]) + part
 
 
 def count_touching(plan: Plan, split: str, column: str, relations: RelationTable) -> IntArray:
@@ -123,24 +165,29 @@ def count_touching(plan: Plan, split: str, column: str, relations: RelationTable
     """
     counts = np.zeros(len(relations.names), np.int64)
     for code, path in plan.spilled(f"edges-{split}"):
-        for edges in read_spill(path, EDGE_SCHEMA, plan.share(16)):
-            rel = numbers(edges, "rel")
-            counts += np.bincount(rel, minlength=len(counts))
-            loop = _loops(plan, code, edges, relations)
-            for side, partition, at in ends(plan, code, rel, relations):
-                offsets = numbers(edges, side)[at]
-                offsets = offsets if side == "lhs" else offsets[~loop[at]]
-                add_counts(entity_files(plan, partition).counter(column), offsets)
+        bucket = plan.bucket(code)
+        counters = [
+            (side, kind, entity_files(plan, part).counter(column))
+            for side, kind, part in ends(plan, code, relations)
+        ]
+        for rows in read_rows(path, relations.dtype):
+            counts += np.bincount(rows[:, REL], minlength=len(counts))
+            for side, kind, counter in counters:
+                loops = side == 1 and bucket.lhs == bucket.rhs
+                _count(rows, side, relations.types, kind, loops, counter)
     return counts
 
 
-def _loops(plan: Plan, code: int, edges: pa.RecordBatch, relations: RelationTable) -> Mask:
-    """Return a mask of the edges from an entity to itself."""
-    bucket = plan.bucket(code)
-    types = relations.types[numbers(edges, "rel")]
-    same: Mask = numbers(edges, "lhs") == numbers(edges, "rhs")
-    same &= (types[:, 0] == types[:, 1]) & (bucket.lhs == bucket.rhs)
-    return same
+@njit(cache=True, nogil=True)
+def _count(rows, side, types, kind, loops, counter):  # type: ignore[no-untyped-def]
+    """Count the ends that are of one entity type; leave out ends of loops where asked."""
+    for i in range(len(rows)):
+        rel = rows[i, REL]
+        if types[rel, side] != kind:
+            continue
+        if loops and rows[i, LHS] == rows[i, RHS] and types[rel, 0] == types[rel, 1]:
+            continue
+        counter[rows[i, 2 * side]] += np.uint32(1)
 
 
 def drop_rare_entities(plan: Plan, relations: RelationTable) -> tuple[int, int]:
@@ -151,20 +198,15 @@ def drop_rare_entities(plan: Plan, relations: RelationTable) -> tuple[int, int]:
     entities = sum(entity_files(plan, code).drop_rare(minimum) for code, _ in plan.all_keys())
     dropped = 0
     for split in SPLITS:
-        spills = _edge_spills(plan, "kept", 32)
-        for code, path in plan.spilled(f"edges-{split}"):
-            for edges in read_spill(path, EDGE_SCHEMA, plan.share(16)):
-                rel = numbers(edges, "rel")
-                new = {"lhs": np.empty(len(rel), np.int64), "rhs": np.empty(len(rel), np.int64)}
-                for side, partition, at in ends(plan, code, rel, relations):
-                    moved = entity_files(plan, partition).column("moved")
-                    new[side][at] = moved[numbers(edges, side)[at]]
-                keep = (new["lhs"] >= 0) & (new["rhs"] >= 0)
-                dropped += int(len(keep) - keep.sum())
-                edges = _edge_batch(new["lhs"], rel, new["rhs"], edges.column("weight"))
-                _add(spills[split], code, edges, keep)
-        _flush(spills)
-        _replace(plan, split)
+        for code, rows in _taken(plan, split, relations):
+            kept = rows.copy()
+            for side, kind, part in ends(plan, code, relations):
+                at = relations.types[rows[:, REL], side] == kind
+                moved = entity_files(plan, part).column("moved")
+                kept[at, 2 * side] = moved[rows[at, 2 * side]]
+            keep = (kept[:, LHS] >= 0) & (kept[:, RHS] >= 0)
+            dropped += int(len(keep) - keep.sum())
+            append_rows(plan.folder(f"edges-{split}") / str(code), kept[keep])
     return entities, dropped
 
 
@@ -172,40 +214,22 @@ def return_needed(plan: Plan, relations: RelationTable) -> None:
     """Give edges drawn for a holdout back to train where an end or the relation has no other."""
     relation_counts = count_touching(plan, "train", "sure", relations)
     for split in sorted(plan.spec.holdout):
-        spills = _edge_spills(plan, "kept", 48)
-        train = Spill(plan.folder("edges-train"), plan.share(48))
-        for code, path in plan.spilled(f"edges-{split}"):
-            for edges in read_spill(path, EDGE_SCHEMA, plan.share(16)):
-                rel = numbers(edges, "rel")
-                needed = relation_counts[rel] == 0
-                for side, partition, at in ends(plan, code, rel, relations):
-                    sure = entity_files(plan, partition).counter("sure")
-                    needed[at] |= sure[numbers(edges, side)[at]] == 0
-                _add(spills[split], code, edges, ~needed)
-                _add(train, code, edges, needed)
-        train.flush()
-        _flush(spills)
-        _replace(plan, split)
+        for code, rows in _taken(plan, split, relations):
+            needed = relation_counts[rows[:, REL]] == 0
+            for side, kind, part in ends(plan, code, relations):
+                at = relations.types[rows[:, REL], side] == kind
+                sure = entity_files(plan, part).counter("sure")
+                needed[at] |= sure[rows[at, 2 * side]] == 0
+            append_rows(plan.folder(f"edges-{split}") / str(code), rows[~needed])
+            append_rows(plan.folder("edges-train") / str(code), rows[needed])
 
 
-def _edge_spills(plan: Plan, stem: str, divisor: int) -> dict[str, Spill]:
-    for split in SPLITS:
-        disk.create_folder(plan.folder(f"{stem}-{split}"))
-    return {split: Spill(plan.folder(f"{stem}-{split}"), plan.share(divisor)) for split in SPLITS}
-
-
-def _add(spill: Spill, code: int, edges: pa.RecordBatch, keep: Mask) -> None:
-    kept = select(edges, keep)
-    if kept.num_rows:
-        spill.add(kept, np.full(kept.num_rows, code, np.int64))
-
-
-def _flush(spills: dict[str, Spill]) -> None:
-    for spill in spills.values():
-        spill.flush()
-
-
-def _replace(plan: Plan, split: str) -> None:
-    """Let the edges of "kept" take the place of "edges"."""
-    disk.remove_tree(plan.folder(f"edges-{split}"))
-    disk.rename(plan.folder(f"kept-{split}"), plan.folder(f"edges-{split}"))
+def _taken(plan: Plan, split: str, relations: RelationTable) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Yield (bucket code, edges) of a split, whose files make way for new ones."""
+    old = plan.folder(f"old-{split}")
+    disk.rename(plan.folder(f"edges-{split}"), old)
+    disk.create_folder(plan.folder(f"edges-{split}"))
+    for code, path in plan.spilled(old.name):
+        for rows in read_rows(path, relations.dtype):
+            yield code, rows
+    disk.remove_tree(old)

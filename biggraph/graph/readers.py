@@ -1,4 +1,4 @@
-"""Sources to batches of edges: names as Arrow strings, weights as float32, and where each row is.
+"""Sources to batches of edges: names as bytes, weights as float32, and where each row is.
 
 pyarrow parses; every refusal names file and line or row. Knows nothing of hashes or partitions.
 """
@@ -18,7 +18,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from biggraph.errors import InputError
+from biggraph.graph.arrow import to_numpy
 from biggraph.graph.columns import begins_with_header, choose_columns
+from biggraph.graph.hashing import texts_of, to_texts
 from biggraph.graph.lines import (
     NO_COLUMN,
     Block,
@@ -164,20 +166,20 @@ def _blocks(read: Callable[[int], bytes], size: int, label: str) -> Iterator[Blo
 def _from_lines(block: Block, lines: LineFormat, label: str, skipped: Skipped) -> Batch:
     count = block.text.count(b"\n") + (not block.text.endswith(b"\n") and len(block.text) > 0)
     columns = lines.parse(block.text)
-    if columns is not None and len(columns.lhs) == count:
+    if columns is not None and len(columns) == count:
         return Batch(columns, label, np.arange(block.first_line, block.first_line + count))
     text, numbers, faults = sift(block, lines)
     for line, reason in faults:
         skipped.add(label, line, reason)
     columns = lines.parse(text, whole=True) if text else _no_edges()
-    if columns is None or len(columns.lhs) != len(numbers):
+    if columns is None or len(columns) != len(numbers):
         end = block.first_line + count - 1
         raise InputError(f"{label}:{block.first_line}: cannot read the lines up to line {end}")
     return Batch(columns, label, numbers)
 
 
 def _no_edges() -> Columns:
-    none = pa.array([], pa.string())
+    none = to_texts(np.empty(0, np.uint8), *np.empty((2, 0), np.int64))
     return Columns(none, none, none, None)
 
 
@@ -260,13 +262,13 @@ def _from_rows(
 ) -> Batch:
     label, first_row = start
     used = _used(positions)
-    lhs, rel, rhs, weight = (
+    *columns, weight = (
         None if position == NO_COLUMN else batch.column(used.index(position))
         for position in positions
     )
     lines = np.arange(first_row, first_row + batch.num_rows)
     bad = np.zeros(batch.num_rows, np.bool_)
-    names = {"head": lhs, "relation": rel, "tail": rhs}
+    names = dict(zip(("head", "relation", "tail"), columns, strict=True))
     names = {what: None if c is None else _as_names(c, what, start) for what, c in names.items()}
     reasons = {what: _missing(column) for what, column in names.items() if column is not None}
     weights = None if weight is None else _as_weights(weight, label)
@@ -277,18 +279,23 @@ def _from_rows(
             text = "is not a finite number from 0" if what == "weight" else "is missing or empty"
             skipped.add(label, int(lines[row]), f"{what} {text}")
         bad |= faults
-    columns = Columns(names["head"], names["relation"], names["tail"], weights)
+    texts: list[Any] = [None if column is None else texts_of(column) for column in names.values()]
     if bad.any():
-        keep = ~bad
-        lhs, rel, rhs = (None if c is None else c.filter(pa.array(keep)) for c in columns[:3])
-        columns = Columns(lhs, rel, rhs, None if weights is None else weights[keep])
-        lines = lines[keep]
-    return Batch(columns, label, lines)
+        texts = [None if names is None else names.filter(~bad) for names in texts]
+        weights, lines = None if weights is None else weights[~bad], lines[~bad]
+    lhs, rel, rhs = texts
+    return Batch(Columns(lhs, rel, rhs, weights), label, lines)
 
 
 def _missing(column: pa.Array) -> NDArray[np.bool_]:
-    missing: NDArray[np.bool_] = pc.fill_null(pc.binary_length(column), 0).to_numpy() == 0
-    return missing
+    """Return a mask of the nulls and empty names."""
+    texts = texts_of(column)
+    missing: NDArray[np.bool_] = texts.starts == texts.ends
+    return missing | _nulls(column)
+
+
+def _nulls(column: pa.Array) -> NDArray[np.bool_]:
+    return to_numpy(pc.cast(column.is_null(), pa.uint8())).view(np.bool_)
 
 
 def _as_names(column: pa.Array, what: str, start: tuple[str, int]) -> pa.Array:
@@ -326,9 +333,7 @@ def _is_utf8(name: bytes | None) -> bool:
 def _as_weights(column: pa.Array, label: str) -> FloatArray:
     if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
         raise InputError(f"{label}: weight column has type {column.type}; expected numbers")
-    wide: NDArray[np.float64] = pc.fill_null(
-        pc.cast(column, pa.float64(), safe=False), np.nan
-    ).to_numpy()
+    wide = np.where(_nulls(column), np.nan, to_numpy(pc.cast(column, pa.float64(), safe=False)))
     with np.errstate(over="ignore", invalid="ignore"):
         return wide.astype(np.float32)
 

@@ -8,88 +8,108 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from biggraph.graph import disk
-from biggraph.graph.hashing import mix_columns
-from biggraph.graph.offsets import EDGE_SCHEMA
-from biggraph.graph.spill import Spill, numbers, read_spill, to_arrow, to_rows
-from biggraph.types import Edges, IntArray
+from biggraph.graph.ordering import (
+    Keyed,
+    key_rows,
+    merge,
+    ordered,
+    ordered_file,
+    take_repeats,
+)
+from biggraph.graph.rows import (
+    LHS,
+    REL,
+    RHS,
+    WEIGHT,
+    WIDTH,
+    RowSpill,
+    append_rows,
+    count_rows,
+    read_rows,
+    weights_of,
+)
+from biggraph.types import Edges
 
-KEYED_SCHEMA = EDGE_SCHEMA.insert(0, pa.field("key", pa.uint64()))
+PIECE = 1 << 18  # edges yielded at once
 
 
-def shuffled(spilled: Path, seed: int, limit: int) -> Iterator[Edges]:
+def shuffled(spilled: Path, dtype: np.dtype[Any], seed: int, limit: int) -> Iterator[Edges]:
     """Yield the edges of a spill file in shuffled order, a part at a time.
 
     Args:
-        spilled: rows of EDGE_SCHEMA.
+        spilled: rows of edges.
+        dtype: of the rows.
         seed: of the order.
-        limit: bytes of edges to hold; a larger file is cut into ranges of keys, twice: by the
-            hash of the content to number equal edges, then by the final key to sort.
+        limit: bytes of edges to hold; a larger file is cut into ranges of keys: first by the hash
+            of the content, then, for edges that are not the first of their kind, by the final key.
     """
-    bits = max(0, (spilled.stat().st_size // limit).bit_length())
+    row = WIDTH * dtype.itemsize + 8
+    bits = max(0, (count_rows(spilled, dtype) * row // limit).bit_length())
     if not bits:
-        for edges in read_spill(spilled, EDGE_SCHEMA):
-            yield _sorted(_spread_equal(_keyed(edges, seed), seed))
+        edges, repeats = take_repeats(ordered_file(spilled, dtype, seed), seed)
+        if len(repeats.keys):
+            edges = merge(edges, ordered(repeats))
+        yield from _pieces(edges.rows)
         return
-    first = (_keyed(edges, seed) for edges in read_spill(spilled, EDGE_SCHEMA, limit))
-    by_content = _ranges(first, spilled.with_name(f"{spilled.name}-content"), bits, limit)
-    spread = (_spread_equal(edges, seed) for edges in by_content)
-    for part in _ranges(spread, spilled.with_name(f"{spilled.name}-keys"), bits, limit):
-        yield _sorted(part)
+    yield from _through_files(spilled, dtype, seed, bits, limit)
 
 
-def _ranges(
-    edges: Iterator[pa.RecordBatch], folder: Path, bits: int, limit: int
-) -> Iterator[pa.RecordBatch]:
-    """Yield keyed edges in rising ranges of keys, through files in `folder`."""
-    disk.create_folder(folder)
-    spill = Spill(folder, limit)
-    for rows in edges:
-        spill.add(rows, (numbers(rows, "key") >> np.uint64(64 - bits)).astype(np.int64))
-    spill.flush()
+def _through_files(
+    spilled: Path, dtype: np.dtype[Any], seed: int, bits: int, limit: int
+) -> Iterator[Edges]:
+    folders = [spilled.with_name(f"{spilled.name}-{name}") for name in ("all", "firsts", "repeats")]
+    for folder in folders:
+        disk.create_folder(folder)
+    by_content, by_key = (RowSpill(folder, limit // 4) for folder in folders[::2])
+    shift = np.uint64(64 - bits)
+    for rows in read_rows(spilled, dtype):
+        by_content.add(rows, (key_rows(rows, seed) >> shift).astype(np.int64))
+    by_content.flush()
     for part in range(1 << bits):
-        yield from read_spill(folder / str(part), KEYED_SCHEMA)
-        disk.remove(folder / str(part))
-    disk.remove_tree(folder)
+        everything, content, key = (folder / str(part) for folder in folders)
+        firsts, repeats = take_repeats(ordered_file(everything, dtype, seed, bits), seed)
+        append_rows(content, firsts.rows)
+        if len(repeats.keys):
+            by_key.add(_with_keys(repeats), (repeats.keys >> shift).astype(np.int64))
+        disk.remove(everything)
+    by_key.flush()
+    for part in range(1 << bits):
+        _, content, key = (folder / str(part) for folder in folders)
+        yield from _range(content, key, seed, bits, dtype)
+        disk.remove(content)
+        disk.remove(key)
+    for folder in folders:
+        disk.remove_tree(folder)
 
 
-def _keyed(edges: pa.RecordBatch, seed: int) -> pa.RecordBatch:
-    key = mix_columns(seed, *(numbers(edges, name) for name in ("lhs", "rel", "rhs")))
-    return to_rows([key, *edges.columns], KEYED_SCHEMA)
+def _range(content: Path, key: Path, seed: int, bits: int, dtype: np.dtype[Any]) -> Iterator[Edges]:
+    """Yield the edges of a range of final keys: first ones, which lie in order, and others."""
+    width = WIDTH + 8 // dtype.itemsize
+    if not count_rows(key, dtype, width):
+        for rows in read_rows(content, dtype):
+            yield from _pieces(rows)
+        return
+    firsts = np.concatenate(list(read_rows(content, dtype)) or [np.empty((0, WIDTH), dtype)])
+    others = np.concatenate(list(read_rows(key, dtype, width=width)))
+    keys = np.ascontiguousarray(others[:, WIDTH:]).view(np.uint64).ravel()
+    repeats = ordered(Keyed(keys, np.ascontiguousarray(others[:, :WIDTH])), bits)
+    yield from _pieces(merge(Keyed(key_rows(firsts, seed), firsts), repeats).rows)
 
 
-def _order(edges: pa.RecordBatch) -> tuple[IntArray, NDArray[np.bool_]]:
-    """Return the order by (key, content) and, in that order, which keys repeat the one before."""
-    key = numbers(edges, "key")
-    order = np.argsort(key)
-    repeats = np.zeros(len(key), np.bool_)
-    np.equal(key[order][1:], key[order][:-1], out=repeats[1:])
-    tied = repeats.copy()
-    tied[:-1] |= repeats[1:]
-    at = order[tied]
-    columns = [numbers(edges, name)[at] for name in ("weight", "rhs", "rel", "lhs", "key")]
-    order[tied] = at[np.lexsort(columns)]
-    return order, repeats
+def _with_keys(edges: Keyed) -> NDArray[Any]:
+    """Return rows with their keys as further columns."""
+    keys = edges.keys.view(edges.rows.dtype).reshape(len(edges.rows), -1)
+    return np.concatenate([edges.rows, keys], axis=1)
 
 
-def _spread_equal(edges: pa.RecordBatch, seed: int) -> pa.RecordBatch:
-    """Give each edge after the first of equal keys a key of its own."""
-    order, repeats = _order(edges)
-    if not repeats.any():
-        return edges
-    rank = np.arange(len(order))
-    ordinal = rank - np.maximum.accumulate(np.where(repeats, 0, rank))
-    at = order[repeats]
-    key = numbers(edges, "key").copy()
-    key[at] = mix_columns(seed, key[at], ordinal[repeats])
-    return edges.set_column(0, KEYED_SCHEMA.field(0), to_arrow(key))
-
-
-def _sorted(edges: pa.RecordBatch) -> Edges:
-    order, _ = _order(edges)
-    return Edges(*(numbers(edges, name)[order] for name in ("lhs", "rel", "rhs", "weight")))
+def _pieces(rows: NDArray[Any]) -> Iterator[Edges]:
+    for start in range(0, len(rows), PIECE):
+        piece = rows[start : start + PIECE]
+        lhs, rel, rhs = (np.ascontiguousarray(piece[:, k]) for k in (LHS, REL, RHS))
+        yield Edges(lhs, rel, rhs, weights_of(piece[:, WEIGHT]))

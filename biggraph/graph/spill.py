@@ -6,15 +6,14 @@ what the rows mean.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from biggraph.graph import disk
+from biggraph.graph.arrow import to_arrow
 from biggraph.types import IntArray
 
 MESSAGE = 8 << 20  # bytes in one record batch on disk, at most
@@ -90,40 +89,3 @@ def read_spill(path: Path, schema: pa.Schema, limit: int | None = None) -> Itera
                 held = []
     if held:
         yield _concat(held)
-
-
-def count_rows(path: Path) -> int:
-    """Return the number of rows in one file."""
-    count = 0
-    with path.open("rb") as file:
-        while header := file.read(16):
-            count += int.from_bytes(header[8:], "little")
-            file.seek(int.from_bytes(header[:8], "little"), 1)
-    return count
-
-
-def to_arrow(values: np.ndarray) -> pa.Array:
-    """Return a numeric column as an Arrow array over the same memory.
-
-    `pa.array` would do, but it imports pandas where that is installed.
-    """
-    values = np.ascontiguousarray(values)
-    kind = pa.from_numpy_dtype(values.dtype)
-    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
-
-
-def to_rows(columns: Sequence[np.ndarray | pa.Array], schema: pa.Schema) -> pa.RecordBatch:
-    """Return columns, numpy or Arrow, as a record batch."""
-    arrays = [to_arrow(c) if isinstance(c, np.ndarray) else c for c in columns]
-    return pa.RecordBatch.from_arrays(arrays, schema=schema)
-
-
-def select(rows: pa.RecordBatch, keep: NDArray[np.bool_]) -> pa.RecordBatch:
-    """Return the rows of a mask."""
-    return rows if keep.all() else rows.take(to_arrow(np.flatnonzero(keep)))
-
-
-def numbers(batch: pa.RecordBatch, name: str) -> NDArray[Any]:
-    """Return a fixed-width column as a numpy view."""
-    values: NDArray[Any] = batch.column(name).to_numpy(zero_copy_only=True)
-    return values

@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from biggraph.errors import FormatError
-from biggraph.graph.hashing import Hashes, add_counts, hash_names
+from biggraph.graph.hashing import Hashes, add_counts, hash_names, texts_of
 from biggraph.schema import GraphSchema
 from biggraph.types import Bucket, Edges, PartitionKey
 
@@ -71,7 +71,7 @@ def _names(graph: Readable, key: PartitionKey) -> Iterator[str]:
         return
     hi, lo = graph.hashes(key)
     salts = np.full(len(names), graph.salt(key.entity_type), np.uint64)
-    expected = hash_names(names, salts)
+    expected = hash_names(texts_of(names), salts)
     if not (np.array_equal(expected.hi, hi) and np.array_equal(expected.lo, lo)):
         yield f"{graph.path}: hashes of {key} differ from its names"
     partitions = graph.schema.entity_type(key.entity_type).partitions

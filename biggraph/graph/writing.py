@@ -9,10 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from biggraph.graph import disk
-from biggraph.graph.dictionary import entity_files
+from biggraph.graph.dictionary import entity_files, offset_dtype
 from biggraph.graph.format import (
     BucketRecord,
     EdgeLayout,
@@ -29,9 +27,9 @@ from biggraph.graph.format import (
 )
 from biggraph.graph.offsets import RelationTable, count_touching
 from biggraph.graph.plan import Plan
+from biggraph.graph.rows import count_rows
 from biggraph.graph.shuffle import shuffled
 from biggraph.graph.spec import SPLITS, ImportSpec
-from biggraph.graph.spill import count_rows
 from biggraph.graph.threads import side_by_side
 from biggraph.types import mix_seed
 
@@ -43,9 +41,8 @@ def write_graph(plan: Plan, relations: RelationTable, weighted: bool) -> Manifes
     train_edges = count_touching(plan, "train", "degree", relations)
     splits = {}
     for split in SPLITS:
-        buckets = plan.spilled(f"edges-{split}")
-        if buckets:
-            splits[split] = _write_split(plan, split, buckets, weighted)
+        if plan.spilled(f"edges-{split}"):
+            splits[split] = _write_split(plan, split, relations, weighted)
     types = [TypeRecord(name=name, partitions=_write_type(plan, name)) for name in plan.types]
     records = [
         RelationRecord(
@@ -69,18 +66,18 @@ def write_graph(plan: Plan, relations: RelationTable, weighted: bool) -> Manifes
 
 
 def _write_split(
-    plan: Plan, split: str, buckets: list[tuple[int, Path]], weighted: bool
+    plan: Plan, split: str, relations: RelationTable, weighted: bool
 ) -> list[BucketRecord]:
+    buckets = plan.spilled(f"edges-{split}")
     disk.create_folder(plan.root / "edges" / split)
-    largest = max(entity_files(plan, code).count for code, _ in plan.all_keys())
-    offset_dtype = np.int32 if largest <= np.iinfo(np.int32).max else np.int64
+    dtype = relations.dtype
 
     def write(item: tuple[int, Path]) -> BucketRecord:
         code, path = item
         bucket = plan.bucket(code)
-        layout = EdgeLayout(bucket, count_rows(path), offset_dtype, weighted)
+        layout = EdgeLayout(bucket, count_rows(path, dtype), offset_dtype(plan).type, weighted)
         seed = mix_seed(plan.spec.seed, SHUFFLE, SPLITS.index(split), *bucket)
-        pieces = shuffled(path, seed, plan.share(24))
+        pieces = shuffled(path, dtype, seed, plan.share(4))
         record = write_edges(plan.root / edge_path(split, bucket), layout, pieces)
         disk.remove(path)
         return record

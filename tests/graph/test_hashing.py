@@ -7,19 +7,20 @@ from hypothesis import strategies as st
 from biggraph.graph.hashing import (
     Hashes,
     HashIndex,
-    RecentNames,
     add_counts,
     has_collision,
     hash_names,
     mix_columns,
     sort_order,
+    texts_of,
 )
 
 names = st.lists(st.text(max_size=40), max_size=30)
 
 
 def hashed(texts, salt=0, kind=None):
-    return hash_names(pa.array(texts, kind or pa.string()), np.full(len(texts), salt, np.uint64))
+    array = pa.array(texts, kind or pa.string())
+    return hash_names(texts_of(array), np.full(len(texts), salt, np.uint64))
 
 
 def reference_murmur(data: bytes, seed: int) -> tuple[int, int]:
@@ -72,7 +73,7 @@ def test_hash_reads_slices_and_large_strings_alike():
     expected = hashed(texts[5:9])
     large = pa.array(texts, pa.large_string()).slice(5, 4)
     for array in (pa.array(texts).slice(5, 4), large):
-        found = hash_names(array, np.zeros(4, np.uint64))
+        found = hash_names(texts_of(array), np.zeros(4, np.uint64))
         np.testing.assert_array_equal(found.hi, expected.hi)
         np.testing.assert_array_equal(found.lo, expected.lo)
 
@@ -130,41 +131,6 @@ def test_equal_hashes_of_unequal_names_are_found(names, expected):
     if names == "a bb bb a":
         hashes = Hashes(np.array([9, 1, 4, 9], np.uint64), np.zeros(4, np.uint64))
     assert has_collision(pa.array(names.split()), hashes, sort_order(hashes)) == expected
-
-
-def marked(recent, names, lo=0, hi=0, types=0):
-    """Return the mask of new names, all of which have the same hash."""
-    hashes = Hashes(*(np.broadcast_to(np.uint64(lane), len(names)).copy() for lane in (hi, lo)))
-    types = np.broadcast_to(np.int64(types), len(names)).copy()
-    new = np.zeros(len(names), np.bool_)
-    for shard in range(RecentNames.SHARDS):
-        recent.mark_new(shard, pa.array(names), types, hashes, new)
-    return new.tolist()
-
-
-@pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 55, 56])
-def test_recent_names_never_confuse_two_names(length):
-    recent = RecentNames(2)
-    names = ["x" * length, "x" * length + "y", "x" * max(0, length - 1) + "z"]
-    for lo in (0, 1):
-        assert marked(recent, names, lo) == [True] * 3
-        assert marked(recent, names[-1:], lo) == [False]
-
-
-@pytest.mark.parametrize("length", [0, 3, 56, 57, 200])
-def test_recent_names_tell_entity_types_apart(length):
-    recent = RecentNames(2)
-    names = ["x" * length] * 4
-    assert marked(recent, names, types=[0, 1, 1, 0]) == [True, True, False, True]
-
-
-def test_recent_names_know_long_names_by_their_hashes():
-    recent, long = RecentNames(2), "x" * 57
-    assert marked(recent, [long, long]) == [True, False]
-    assert marked(recent, [long + "x"]) == [True]
-    assert marked(recent, [long + "y"], hi=1) == [True]
-    assert marked(recent, [long + "y"], hi=1) == [False]
-    assert marked(recent, [long + "z"], lo=2, hi=1) == [True]  # the same slot
 
 
 @settings(deadline=None)

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from biggraph.errors import ConfigError, InputError
-from biggraph.graph import hashing, mapping
+from biggraph.graph import hashing, importer, mapping, writing
 from biggraph.graph.graph import Graph
 from biggraph.graph.importer import import_graph
 from biggraph.graph.spec import ImportSpec
@@ -89,11 +89,23 @@ def check_dictionary(graph, train, test):
 
 
 def test_little_memory_gives_the_same_bytes(source, build, digests, any_memory):
-    lines = random_rows(9000, entities=3000) + [("hub", "r0", "e1")] * 500
+    lines = random_rows(20_000, entities=3000) + [("hub", "r0", "e1")] * 500
     path = source(lines)
     options = {"partitions": 2, "holdout": {"valid": 0.1}, "min_entity_count": 2}
     expected = digests(build([path], **options))
     assert digests(build([path], memory=SMALL, **options)) == expected
+
+
+def test_offsets_of_64_bits(source, build, triples, monkeypatch):
+    """As in a graph with more entities in a partition than 32 bits can say."""
+    for module in (importer, writing):
+        monkeypatch.setattr(module, "offset_dtype", lambda _: np.dtype(np.int64))
+    lines, weights = random_rows(300), [0.5, 3.0]
+    path = source([(*row, weights[i % 2]) for i, row in enumerate(lines)])
+    graph = build([path], partitions=2, min_entity_count=2, holdout={"test": 0.1})
+    assert graph.edges("train", Bucket(0, 1)).lhs.dtype == np.int64
+    found = triples(graph) + triples(graph, "test")
+    assert found == Counter((*row, weights[i % 2]) for i, row in enumerate(lines))
 
 
 def test_seed_changes_assignment_and_shuffle(source, build, digests, triples):

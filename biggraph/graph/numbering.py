@@ -1,0 +1,213 @@
+"""Distinct names get numbers, in order of appearance, through a hash table in memory.
+
+Compares entity types and whole names, so that two names with equal hashes get two numbers: they
+meet when the names of a partition are sorted. Knows nothing of files or partitions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numba import njit
+from numpy.typing import NDArray
+
+from biggraph.graph.hashing import U64, Hashes, Texts, load_bytes
+from biggraph.types import IntArray
+
+HEADER = 2  # words before a name's text: its number and type, its length
+TILE = 64  # names looked up at once, so that their places in memory are fetched side by side
+FIXED = 40  # bytes of a name besides its text: slots, hashes, header
+
+
+class Named(NamedTuple):
+    """One end of some edges.
+
+    Args:
+        names: shape [N].
+        types: entity type of each, int32, shape [N].
+        hashes: of the names, seeded by their types.
+    """
+
+    names: Texts
+    types: NDArray[np.int32]
+    hashes: Hashes
+
+
+class _Arrays(NamedTuple):
+    """The table as compiled code takes it.
+
+    Args:
+        slots: high half of a hash and place of the record in `words`, 0 where empty; the low lane
+            says where to look first.
+        words: records from 1 on: number and type, length, text in whole words.
+        hi: by number.
+        lo: by number.
+        used: names, and words including the first; int64, shape [2].
+    """
+
+    slots: U64
+    words: U64
+    hi: U64
+    lo: U64
+    used: NDArray[np.int64]
+
+
+class NameTable:
+    """Numbers names from 0; the same name and type, the same number."""
+
+    def __init__(self) -> None:
+        """Begin without names."""
+        empty = np.empty(0, np.uint64)
+        used = np.array([0, 1])
+        self._arrays = _Arrays(np.zeros(1 << 10, np.uint64), empty, empty, empty, used)
+
+    @property
+    def count(self) -> int:
+        """Number of names."""
+        return int(self._arrays.used[0])
+
+    def size_with(self, ends: tuple[Named, ...]) -> int:
+        """Return the bytes needed if all names of some edges were new."""
+        count, words = self._needed(ends)
+        return FIXED * count + 8 * words
+
+    def _needed(self, ends: tuple[Named, ...]) -> tuple[int, int]:
+        count = sum(len(end.types) for end in ends)
+        text = sum(int(names.ends.sum() - names.starts.sum()) for names, _, _ in ends)
+        used = self._arrays.used
+        return int(used[0]) + count, int(used[1]) + (HEADER + 1) * count + text // 8
+
+    def number(self, end: Named, out: IntArray) -> None:
+        """Write the number of each name to `out`, int32, shape [N]."""
+        self._make_room(end)
+        _number(end, self._arrays, out)
+
+    def _make_room(self, end: Named) -> None:
+        """Have room for the case that all names are new."""
+        count, words = self._needed((end,))
+        held, used = self._arrays, self._arrays.used
+        slots = held.slots
+        if len(slots) <= max(2 * int(used[0]), count):
+            slots = np.zeros(1 << max(2 * int(used[0]), count).bit_length(), np.uint64)
+            _fill(held, slots)
+        self._arrays = _Arrays(
+            slots,
+            _longer(held.words, words),
+            _longer(held.hi, count),
+            _longer(held.lo, count),
+            used,
+        )
+
+    def hashes(self) -> Hashes:
+        """Return the hashes of the names by number."""
+        return Hashes(self._arrays.hi[: self.count], self._arrays.lo[: self.count])
+
+    def names(self, first: int = 0) -> tuple[pa.Array, NDArray[np.int32]]:
+        """Return the names from a number on, as large_string, and their types."""
+        count = self.count - first
+        offsets, types = np.zeros(count + 1, np.int64), np.empty(count, np.int32)
+        at = _measure(self._arrays, first, offsets, types)
+        data = np.empty(offsets[-1], np.uint8)
+        _unpack(self._arrays, at, offsets, data)
+        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(data)]
+        return pa.Array.from_buffers(pa.large_string(), count, buffers), types
+
+
+def _longer(values: U64, length: int) -> U64:
+    """Return an array at least so long that begins with the values."""
+    if len(values) >= length:
+        return values
+    longer = np.empty(max(length, len(values) * 3 // 2), np.uint64)
+    longer[: len(values)] = values
+    return longer
+
+
+@njit(cache=True, nogil=True)
+def _number(end, table, out):  # type: ignore[no-untyped-def]
+    (data, starts, ends), types, (hi, lo) = end
+    slots, words = table.slots, table.words
+    mask, low = np.uint64(len(slots) - 1), np.uint64(0xFFFFFFFF)
+    fetched = np.uint64(0)
+    for first in range(0, len(out), TILE):
+        last = min(first + TILE, len(out))
+        for i in range(first, last):
+            fetched |= words[slots[lo[i] & mask] & low]
+        for i in range(first, last):
+            at, tag = lo[i] & mask, hi[i] & ~low
+            start, length = starts[i], ends[i] - starts[i]
+            while slots[at]:
+                record = slots[at] & low
+                if slots[at] & ~low == tag and words[record + np.uint64(1)] == np.uint64(length):
+                    head, place, k = words[record], record + np.uint64(HEADER), 0
+                    if head >> np.uint64(32) == np.uint64(types[i]):
+                        while k < length and words[place] == load_bytes(
+                            data, start + k, length - k
+                        ):
+                            place += np.uint64(1)
+                            k += 8
+                        if k >= length:
+                            out[i] = np.int64(head & low)
+                            break
+                at = (at + np.uint64(1)) & mask
+            else:
+                out[i] = table.used[0]
+                slots[at] = tag | np.uint64(table.used[1])
+                _add(data, start, length, np.uint64(types[i]) << np.uint64(32), table)
+                table.hi[out[i]], table.lo[out[i]] = hi[i], lo[i]
+    return fetched
+
+
+@njit(cache=True, nogil=True)
+def _add(data, start, length, kind, table):  # type: ignore[no-untyped-def]
+    number, place = table.used
+    table.words[place] = kind | np.uint64(number)
+    table.words[place + 1] = np.uint64(length)
+    place += HEADER
+    for k in range(0, length, 8):
+        table.words[place] = load_bytes(data, start + k, length - k)
+        place += 1
+    table.used[0], table.used[1] = number + 1, place
+
+
+@njit(cache=True, nogil=True)
+def _length(words, record):  # type: ignore[no-untyped-def]
+    return np.uint64(HEADER) + ((words[record + np.uint64(1)] + np.uint64(7)) >> np.uint64(3))
+
+
+@njit(cache=True, nogil=True)
+def _fill(table, slots):  # type: ignore[no-untyped-def]
+    """Put all names into empty slots."""
+    mask, low, record = np.uint64(len(slots) - 1), np.uint64(0xFFFFFFFF), np.uint64(1)
+    for number in range(table.used[0]):
+        at = table.lo[number] & mask
+        while slots[at]:
+            at = (at + np.uint64(1)) & mask
+        slots[at] = (table.hi[number] & ~low) | record
+        record += _length(table.words, record)
+
+
+@njit(cache=True, nogil=True)
+def _measure(table, first, offsets, types):  # type: ignore[no-untyped-def]
+    """Write types, and where texts begin in a row; return where the first record is."""
+    record, begin = np.uint64(1), np.uint64(1)
+    for number in range(table.used[0]):
+        if number == first:
+            begin = record
+        if number >= first:
+            k = number - first
+            types[k] = np.int32(table.words[record] >> np.uint64(32))
+            offsets[k + 1] = offsets[k] + np.int64(table.words[record + np.uint64(1)])
+        record += _length(table.words, record)
+    return begin
+
+
+@njit(cache=True, nogil=True)
+def _unpack(table, record, offsets, data):  # type: ignore[no-untyped-def]
+    for k in range(len(offsets) - 1):
+        place = record + np.uint64(HEADER)
+        for j in range(offsets[k + 1] - offsets[k]):
+            word = table.words[place + np.uint64(j >> 3)]
+            data[offsets[k] + j] = np.uint8(word >> np.uint64(8 * (j & 7)))
+        record += _length(table.words, record)
