@@ -77,6 +77,12 @@ def rename(source: Path, target: Path) -> None:
     make_durable(target.parent)
 
 
+def move(source: Path, target: Path) -> None:
+    """Rename a scratch file; not durable."""
+    before_operation("move")
+    source.rename(target)
+
+
 def remove(path: Path) -> None:
     """Remove a file if it is there."""
     before_operation("remove")

@@ -29,12 +29,18 @@ def cut(text: bytes, delimiter: str, width: int, wanted: Sequence[int]) -> list[
     columns = np.full(width, -1, np.int64)
     columns[list(wanted)] = np.arange(len(wanted))
     data = np.frombuffer(text, np.uint8)
-    lines = text.count(b"\n") + 1
+    lines = count_lines(text)
     places = np.empty((2, len(wanted), lines), np.int64)
     count, is_ascii = _cut(data, ord(delimiter), columns, places[0], places[1])
     if count == ODD or not (is_ascii or _is_utf8(text)):
         return None
     return [to_texts(data, *places[:, k, :count]) for k in range(len(wanted))]
+
+
+def count_lines(text: bytes) -> int:
+    """Return the number of lines, also of one without an end; faster than bytes.count."""
+    ends = int(np.count_nonzero(np.frombuffer(text, np.uint8) == ord("\n")))
+    return ends + (len(text) > 0 and not text.endswith(b"\n"))
 
 
 def _is_utf8(text: bytes) -> bool:

@@ -120,7 +120,7 @@ def _map(plan: Plan, inputs: dict[str, list[Any]], counts: _Counts) -> Mapper:
     for name in ("names", "entities", "generations"):
         disk.create_folder(plan.folder(name))
     spec = plan.spec
-    how = Reading(spec.columns, spec.header, min(plan.share(128), 1 << 22), counts.skipped)
+    how = Reading(spec.columns, spec.header, min(plan.share(128), 1 << 20), counts.skipped)
     with Mapper(plan) as mapper:
         for split, items in inputs.items():
             for edges in ahead(mapper.prepared(ahead(_batches(plan, items, how)))):

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from biggraph.graph.arrow import to_numpy
-from biggraph.graph.fields import cut, to_strings
+from biggraph.graph.fields import count_lines, cut, to_strings
 from biggraph.graph.hashing import Texts, texts_of
 from biggraph.types import FloatArray, IntArray
 
@@ -74,9 +74,9 @@ def blocks(read: Callable[[int], bytes], size: int) -> Iterator[Block]:
             if len(carry) > MAX_LINE:
                 raise ValueError(f"{line}: longer than {MAX_LINE >> 20} MiB; not a table of edges?")
             continue
-        text, carry = carry + piece[:cut], piece[cut:]
+        text, carry = b"".join((carry, memoryview(piece)[:cut])), piece[cut:]
         yield Block(text, line)
-        line += text.count(b"\n")
+        line += count_lines(text)
     if carry:
         yield Block(carry, line)
 
@@ -212,7 +212,7 @@ _AFTER_QUOTES = re.compile(rb'(?:^|,)"(?:[^"\n]|"")*"(?![",\r\n]|\Z)', re.MULTIL
 
 def _has_bare_return(text: bytes) -> bool:
     """Return whether a carriage return ends a line by itself."""
-    return text.count(b"\r") != text.count(b"\r\n")
+    return b"\r" in text and text.count(b"\r") != text.count(b"\r\n")
 
 
 def _foreign_byte(text: str) -> str | None:

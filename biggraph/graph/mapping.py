@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from biggraph.errors import InputError, did_you_mean
 from biggraph.graph import disk
 from biggraph.graph.arrow import to_rows
-from biggraph.graph.hashing import Hashes, Texts, hash_names, to_texts
+from biggraph.graph.hashing import Hashes, Texts, hash_names, start_compiled_code, to_texts
 from biggraph.graph.numbering import Named, NameTable
 from biggraph.graph.plan import Plan
 from biggraph.graph.readers import Batch
@@ -127,6 +127,7 @@ class Mapper:
 
     def prepared(self, batches: Iterable[Batch]) -> Iterator[Prepared]:
         """Hash the names of batches of edges."""
+        start_compiled_code()
         for batch in batches:
             columns = batch.columns
             rows = np.empty((len(columns), WIDTH), np.int32)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from biggraph.graph.dictionary import Dictionary, entity_files
 from biggraph.graph.hashing import Hashes, mix_columns
 from biggraph.graph.mapping import CODED, coded, partition
 from biggraph.graph.plan import Plan
-from biggraph.graph.rows import LHS, REL, RHS, append_rows, read_rows
+from biggraph.graph.rows import LHS, REL, RHS, append_rows, read_rows, rewrite
 from biggraph.graph.spec import SPLITS
 from biggraph.graph.threads import ahead
 from biggraph.types import IntArray, mix_seed
@@ -103,13 +104,33 @@ def resolve(
     for finished, (number, split, code, path) in enumerate(files, 1):
         if names is None or last != number:
             names, last = Generation(plan, number, dictionary, relations.dtype), number
-        for rows, target, unwanted in ahead(_resolved(plan, split, path, names, relations)):
-            dropped += unwanted
-            for k, name in enumerate(SPLITS):
-                kept = rows if target is None and name == split else rows[target == k]
-                append_rows(plan.folder(f"edges-{name}") / str(code), kept)
-        disk.remove(path)
+        place = plan.folder(f"edges-{split}") / str(code)
+        if _keeps_all(plan, split, relations) and not place.exists():
+            rewrite(path, CODED, partial(_replace, names.offsets, relations.final))
+            disk.move(path, place)
+        else:
+            dropped += _deal(plan, split, code, _resolved(plan, split, path, names, relations))
+            disk.remove(path)
         done(finished, len(files))
+    return dropped
+
+
+def _keeps_all(plan: Plan, split: str, relations: RelationTable) -> bool:
+    """Return whether all edges of a split stay there, in rows of the same size."""
+    drawn = split == "train" and plan.spec.holdout
+    return not drawn and bool((relations.final >= 0).all()) and relations.dtype == CODED
+
+
+def _deal(
+    plan: Plan, split: str, code: int, edges: Iterator[tuple[IntArray, IntArray | None, int]]
+) -> int:
+    """Append edges to the files of their splits; return how many were dropped."""
+    dropped = 0
+    for rows, target, unwanted in ahead(edges):
+        dropped += unwanted
+        for k, name in enumerate(SPLITS):
+            kept = rows if target is None and name == split else rows[target == k]
+            append_rows(plan.folder(f"edges-{name}") / str(code), kept)
     return dropped
 
 
@@ -119,21 +140,21 @@ def _resolved(
     """Yield the edges of a file, their splits where some are drawn, and how many were dropped."""
     drawn = split == "train" and plan.spec.holdout
     for coded_rows in read_rows(path, CODED):
-        rows = coded_rows
-        if len(relations.final) > len(relations.names):
-            rows = rows[relations.final[rows[:, REL]] >= 0]
+        keep = relations.final[coded_rows[:, REL]] >= 0
+        rows = coded_rows if keep.all() else coded_rows[keep]
         target = _draw(plan, rows, names, relations) if drawn else None
         edges = rows.astype(relations.dtype)
-        _look_up(rows, names.offsets, relations.final, edges)
+        _replace(names.offsets, relations.final, edges)
         yield edges, target, len(coded_rows) - len(rows)
 
 
 @njit(cache=True, nogil=True)
-def _look_up(rows, offsets, final, edges):  # type: ignore[no-untyped-def]
+def _replace(offsets, final, rows):  # type: ignore[no-untyped-def]
+    """Replace the numbers of names and relations in rows by offsets and ids."""
     for i in range(len(rows)):
-        edges[i, LHS] = offsets[rows[i, LHS]]
-        edges[i, REL] = final[rows[i, REL]]
-        edges[i, RHS] = offsets[rows[i, RHS]]
+        rows[i, LHS] = offsets[rows[i, LHS]]
+        rows[i, REL] = final[rows[i, REL]]
+        rows[i, RHS] = offsets[rows[i, RHS]]
 
 
 def _draw(plan: Plan, rows: IntArray, names: Generation, relations: RelationTable) -> IntArray:

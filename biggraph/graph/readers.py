@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from biggraph.errors import InputError
 from biggraph.graph.arrow import to_numpy
 from biggraph.graph.columns import begins_with_header, choose_columns
+from biggraph.graph.fields import count_lines
 from biggraph.graph.hashing import texts_of, to_texts
 from biggraph.graph.lines import (
     NO_COLUMN,
@@ -124,7 +125,7 @@ def read_table(table: Any, how: Reading, label: str) -> Iterator[Batch]:
         table = _from_frame(table, label)
     positions = choose_columns(how.columns, table.schema.names, label, named=True)
     row = 1
-    for batch in table.select(_used(positions)).to_batches(max_chunksize=how.size // 64 + 1):
+    for batch in table.select(_used(positions)).to_batches(max_chunksize=how.size // 16 + 1):
         yield _from_rows(batch, positions, (label, row), how.skipped)
         row += batch.num_rows
 
@@ -164,7 +165,7 @@ def _blocks(read: Callable[[int], bytes], size: int, label: str) -> Iterator[Blo
 
 
 def _from_lines(block: Block, lines: LineFormat, label: str, skipped: Skipped) -> Batch:
-    count = block.text.count(b"\n") + (not block.text.endswith(b"\n") and len(block.text) > 0)
+    count = count_lines(block.text)
     columns = lines.parse(block.text)
     if columns is not None and len(columns) == count:
         return Batch(columns, label, np.arange(block.first_line, block.first_line + count))
@@ -238,7 +239,7 @@ def _read_parquet(source: Source, how: Reading, at: Callable[[int], None]) -> It
     positions = choose_columns(how.columns, columns, label, named=True)
     how.agree(label, positions)
     names = [columns[position] for position in _used(positions)]
-    batches = file.iter_batches(batch_size=how.size // 64 + 1, columns=names)
+    batches = file.iter_batches(batch_size=how.size // 16 + 1, columns=names)
     while True:
         with _explained(label, row):
             batch = next(batches, None)

@@ -6,7 +6,7 @@ nothing of what the integers mean.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,17 @@ def read_rows(
         for first in range(start, stop, step):
             count = min(step, stop - first)
             yield np.fromfile(file, dtype, count * width).reshape(count, width)
+
+
+def rewrite(path: Path, dtype: np.dtype[Any], change: Callable[[NDArray[Any]], None]) -> None:
+    """Change the rows of a file in place, piece by piece: nothing new is written to the disk."""
+    disk.before_operation("rewrite")
+    at = 0
+    with path.open("r+b", buffering=0) as file:
+        for rows in read_rows(path, dtype):
+            change(rows)
+            file.seek(at)
+            at += file.write(rows.data)
 
 
 def weights_of(bits: IntArray) -> NDArray[np.float32]:
