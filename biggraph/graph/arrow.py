@@ -6,7 +6,6 @@ small graph. Knows nothing of what columns mean.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,14 +26,3 @@ def to_numpy(column: pa.Array) -> NDArray[Any]:
     if not len(column):
         return np.empty(0, dtype)
     return np.frombuffer(column.buffers()[1], dtype, len(column), column.offset * dtype.itemsize)
-
-
-def to_rows(columns: Sequence[np.ndarray | pa.Array], schema: pa.Schema) -> pa.RecordBatch:
-    """Return columns, numpy or Arrow, as a record batch."""
-    arrays = [to_arrow(c) if isinstance(c, np.ndarray) else c for c in columns]
-    return pa.RecordBatch.from_arrays(arrays, schema=schema)
-
-
-def numbers(batch: pa.RecordBatch, name: str) -> NDArray[Any]:
-    """Return a fixed-width column as a numpy view."""
-    return to_numpy(batch.column(name))

@@ -1,75 +1,36 @@
-"""Stage two: the spilled names of one partition become its entities, sorted by hash.
+"""Stage two: the names of one partition, sorted in each generation, become its entities.
 
-The offset of an entity is its rank. Works on one partition at a time, in ranges of hashes that fit
-the memory; results are raw columns on disk that later stages map or read in blocks.
+The offset of an entity is its rank among the hashes. Works on one partition at a time, in ranges of
+hashes that fit the memory; results are raw columns on disk that later stages map or read in blocks.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numba import njit
 from numpy.typing import NDArray
 
 from biggraph.graph import disk
-from biggraph.graph.arrow import numbers, to_arrow
-from biggraph.graph.hashing import (
-    Hashes,
-    HashIndex,
-    has_collision,
-    sort_order,
-    texts_of,
-)
-from biggraph.graph.mapping import NAME_SCHEMA
+from biggraph.graph.arrow import to_arrow
+from biggraph.graph.fields import to_strings
+from biggraph.graph.hashing import Hashes, Texts, has_collision, sort_order, to_texts
 from biggraph.graph.plan import Plan
-from biggraph.graph.spill import Spill, read_spill
+from biggraph.graph.runs import NameFiles
 from biggraph.types import IntArray
 
 ROWS = 1 << 20  # entities handled at once
-COLUMNS = {
-    "hi": np.uint64,
-    "lo": np.uint64,
-    "length": np.int64,
-    "text": np.uint8,
-    "moved": np.int64,
-}
 
 
 class HashCollisionError(Exception):
     """Two names of one type have the same 128-bit hash; another seed is needed."""
 
 
-class EntityFiles:
-    """Raw columns of one partition: hi, lo, length of each name, text of all names."""
-
-    def __init__(self, folder: Path) -> None:
-        """Name the folder; nothing is read."""
-        self.folder = folder
-
-    def append(self, names: pa.Array, hashes: Hashes) -> None:
-        """Append entities; `names` is a string array without offset."""
-        texts = texts_of(names)
-        lengths = texts.ends - texts.starts
-        text = texts.data[texts.starts[0] : texts.ends[-1]] if len(names) else texts.data[:0]
-        for name, values in zip(COLUMNS, (hashes.hi, hashes.lo, lengths, text), strict=False):
-            disk.append(self.folder / name, [np.ascontiguousarray(values).data])
-
-    @property
-    def count(self) -> int:
-        """Number of entities."""
-        path = self.folder / "hi"
-        return path.stat().st_size // 8 if path.exists() else 0
-
-    def column(self, name: str) -> np.ndarray:
-        """Memory-map a column."""
-        path, dtype = self.folder / name, COLUMNS[name]
-        if not path.exists() or not path.stat().st_size:
-            return np.zeros(0, dtype)
-        return np.memmap(path, dtype, "r")
+class EntityFiles(NameFiles):
+    """Raw columns of one partition: of its names in order of their offsets, and counts of edges."""
 
     def counter(self, name: str) -> NDArray[np.uint32]:
         """Memory-map a column of counts for reading and writing; zero at first."""
@@ -116,14 +77,6 @@ class EntityFiles:
             disk.rename(kept.folder, self.folder)
         return before - total
 
-    def hashes(self, start: int, stop: int) -> Hashes:
-        """Read some hashes into memory."""
-        lanes = []
-        for name in ("hi", "lo"):
-            with (self.folder / name).open("rb") as file:
-                lanes.append(np.fromfile(file, np.uint64, stop - start, offset=8 * start))
-        return Hashes(*lanes)
-
 
 def entity_files(plan: Plan, code: int) -> EntityFiles:
     """Return the raw columns of a partition."""
@@ -136,71 +89,91 @@ def offset_dtype(plan: Plan) -> np.dtype[Any]:
     return np.dtype(np.int32 if largest <= np.iinfo(np.int32).max else np.int64)
 
 
-def build_dictionary(plan: Plan, code: int, spilled: Path) -> None:
-    """Turn a partition's spilled names into its entities.
+def build_dictionary(plan: Plan, code: int, runs: list[NameFiles]) -> None:
+    """Turn a partition's names in all generations into its entities.
 
     Raises:
         HashCollisionError: two names share a hash.
     """
     files = entity_files(plan, code)
     disk.create_folder(files.folder)
-    for rows in _ranges(plan, spilled):
-        hashes = Hashes(numbers(rows, "hi"), numbers(rows, "lo"))
-        order = sort_order(hashes)
-        if has_collision(rows.column("name"), hashes, order):
+    for names, hashes in _ranges(runs, code, plan.share(16)):
+        order = sort_order(hashes, kind="stable")
+        if has_collision(names, hashes, order):
             raise HashCollisionError
         hashes = Hashes(hashes.hi[order], hashes.lo[order])
         first = np.ones(len(order), np.bool_)
         first[1:] = (hashes.hi[1:] != hashes.hi[:-1]) | (hashes.lo[1:] != hashes.lo[:-1])
-        names = rows.column("name").take(to_arrow(order[first]))
-        files.append(names, Hashes(hashes.hi[first], hashes.lo[first]))
-    disk.remove(spilled)
+        texts = to_texts(names.data, names.starts[order[first]], names.ends[order[first]])
+        files.append(to_strings(texts), Hashes(hashes.hi[first], hashes.lo[first]))
 
 
-def _ranges(plan: Plan, spilled: Path) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a spill in rising ranges of hashes, each within the memory share."""
-    limit = plan.share(24)
-    bits = max(0, (spilled.stat().st_size // limit).bit_length())
-    if not bits:
-        yield from read_spill(spilled, NAME_SCHEMA)
-        return
-    folder = spilled.with_name(f"{spilled.name}-ranges")
-    disk.create_folder(folder)
-    spill = Spill(folder, limit)
-    for rows in read_spill(spilled, NAME_SCHEMA, limit):
-        spill.add(rows, (numbers(rows, "hi") >> np.uint64(64 - bits)).astype(np.int64))
-    spill.flush()
-    for part in range(1 << bits):
-        yield from read_spill(folder / str(part), NAME_SCHEMA)
-        disk.remove(folder / str(part))
-    disk.remove_tree(folder)
+def _ranges(runs: list[NameFiles], code: int, limit: int) -> Iterator[tuple[Texts, Hashes]]:
+    """Yield the names of a partition in rising ranges of hashes of about `limit` bytes."""
+    begins = [run.begins()[code : code + 2] for run in runs]
+    size = sum(int(24 * (rows[1] - rows[0]) + text[1] - text[0]) for rows, text in _columns(begins))
+    bits = max(0, (size // limit).bit_length())
+    at = [begin[0].copy() for begin in begins]
+    for part in range(1, (1 << bits) + 1):
+        pieces = []
+        for run, begin, place in zip(runs, begins, at, strict=True):
+            stop = int(begin[1, 0])
+            if part < 1 << bits:
+                highest = np.uint64(part << (64 - bits))
+                stop = int(place[0] + np.searchsorted(run.column("hi")[place[0] : stop], highest))
+            if stop > place[0]:
+                pieces.append(_read(run, place, stop))
+        if pieces:
+            yield _joined(pieces)
 
 
-class Dictionary:
-    """Finds offsets by hash, holding recently used partitions in memory up to a limit."""
+def _columns(begins: list[IntArray]) -> Iterator[tuple[IntArray, IntArray]]:
+    for begin in begins:
+        yield begin[:, 0], begin[:, 1]
 
-    def __init__(self, plan: Plan, limit: int) -> None:
-        """Hold at most about `limit` bytes."""
-        self._plan, self._limit = plan, limit
-        self._block = max(limit // 4 // 32, 1024)
-        self._held: OrderedDict[tuple[int, int], HashIndex] = OrderedDict()
 
-    def find(self, code: int, wanted: Hashes) -> IntArray:
-        """Return the offset of each hash in a partition, int64; -1 where absent."""
-        out = np.full(len(wanted.hi), -1, np.int64)
-        for start in range(0, entity_files(self._plan, code).count, self._block):
-            self._index(code, start).find(wanted, out)
-        return out
+def _read(run: NameFiles, place: IntArray, stop: int) -> tuple[Hashes, IntArray, NDArray[Any]]:
+    """Return hashes, lengths and text of names up to `stop`, and move the place there."""
+    start, begin = int(place[0]), int(place[1])
+    lengths = run.read("length", start, stop)
+    end = begin + int(lengths.sum())
+    place[:] = stop, end
+    return run.hashes(start, stop), lengths, run.read("text", begin, end)
 
-    def _index(self, code: int, start: int) -> HashIndex:
-        key = (code, start)
-        if key not in self._held:
-            files = entity_files(self._plan, code)
-            stop = min(start + self._block, files.count)
-            while (
-                self._held and sum(index.nbytes for index in self._held.values()) > self._limit // 2
-            ):
-                self._held.popitem(last=False)
-            self._held[key] = HashIndex(files.hashes(start, stop), start)
-        self._held.move_to_end(key)
-        return self._held[key]
+
+def _joined(pieces: list[tuple[Hashes, IntArray, NDArray[Any]]]) -> tuple[Texts, Hashes]:
+    hashes, lengths, texts = zip(*pieces, strict=True)
+    ends = np.cumsum(np.concatenate(lengths))
+    names = to_texts(np.concatenate(texts), ends - np.concatenate(lengths), ends)
+    return names, Hashes(*(np.concatenate(lanes) for lanes in zip(*hashes, strict=True)))
+
+
+def find(files: NameFiles, wanted: Hashes) -> NDArray[np.int64]:
+    """Return the rank of each hash among those of some files; -1 where absent.
+
+    Args:
+        files: sorted by hash.
+        wanted: sorted too, shape [N].
+    """
+    out = np.full(len(wanted.hi), -1, np.int64)
+    count = files.count
+    for start in range(0, count, ROWS):
+        present = files.hashes(start, min(start + ROWS, count))
+        first = np.searchsorted(wanted.hi, present.hi[0])
+        last = np.searchsorted(wanted.hi, present.hi[-1], side="right")
+        some = Hashes(wanted.hi[first:last], wanted.lo[first:last])
+        _match(present, some, start, out[first:last])
+    return out
+
+
+@njit(cache=True, nogil=True)
+def _match(present, wanted, first, out):  # type: ignore[no-untyped-def]
+    k = 0
+    for i in range(len(out)):
+        hi, lo = wanted.hi[i], wanted.lo[i]
+        while k < len(present.hi) and (
+            present.hi[k] < hi or (present.hi[k] == hi and present.lo[k] < lo)
+        ):
+            k += 1
+        if k < len(present.hi) and present.hi[k] == hi and present.lo[k] == lo:
+            out[i] = first + k

@@ -7,7 +7,7 @@ kernel releases the interpreter lock.
 from __future__ import annotations
 
 import gc
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -183,15 +183,15 @@ def _murmur(names, salts, out_hi, out_lo):  # type: ignore[no-untyped-def]
         out_hi[i], out_lo[i] = h1, h2
 
 
-def has_collision(names: pa.Array, hashes: Hashes, order: IntArray) -> bool:
+def has_collision(names: Texts, hashes: Hashes, order: IntArray) -> bool:
     """Return whether two names differ though their hashes are equal.
 
     Args:
-        names: strings, as long as `hashes`.
+        names: as many as `hashes`.
         hashes: of the names.
         order: positions that sort the hashes.
     """
-    return bool(_has_collision(texts_of(names), hashes, order))
+    return bool(_has_collision(names, hashes, order))
 
 
 @njit(cache=True, nogil=True)
@@ -211,58 +211,13 @@ def _has_collision(names, hashes, order):  # type: ignore[no-untyped-def]
     return False
 
 
-def sort_order(hashes: Hashes) -> IntArray:
-    """Return the positions that sort hashes by (hi, lo)."""
-    order: IntArray = np.argsort(hashes.hi)
+def sort_order(hashes: Hashes, kind: Literal["quicksort", "stable"] = "quicksort") -> IntArray:
+    """Return the positions that sort hashes by (hi, lo); "stable" suits a few sorted runs."""
+    order: IntArray = np.argsort(hashes.hi, kind=kind)
     hi, lo = hashes.hi[order], hashes.lo[order]
     if not ((hi[1:] == hi[:-1]) & (lo[1:] != lo[:-1])).any():
         return order
     return np.lexsort((hashes.lo, hashes.hi))  # never seen with the real hash
-
-
-class HashIndex:
-    """Positions of sorted, distinct hashes, found in constant time.
-
-    A table over the high bits narrows each search to a few neighbours; it relies on hashes being
-    uniform and stays correct when they are not.
-    """
-
-    def __init__(self, hashes: Hashes, first: int = 0) -> None:
-        """Index sorted hashes; the position of hashes[0] is `first`."""
-        self._hashes, self._first = hashes, first
-        count = len(hashes.hi)
-        self._low = int(hashes.hi[0]) if count else 0
-        span = int(hashes.hi[-1]) - self._low if count else 0
-        self._shift = max(0, span.bit_length() - max(1, (count // 2).bit_length()))
-        edges = np.arange((span >> self._shift) + 2, dtype=np.uint64) << np.uint64(self._shift)
-        self._table = np.searchsorted(hashes.hi - np.uint64(self._low), edges[:-1])
-        self._table = np.append(self._table, count).astype(np.int64)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held, hashes included."""
-        return self._hashes.hi.nbytes + self._hashes.lo.nbytes + self._table.nbytes
-
-    def find(self, wanted: Hashes, out: NDArray[np.int64]) -> None:
-        """Write the position of each wanted hash that is present into `out`."""
-        keys = (self._hashes.hi, self._hashes.lo, self._table)
-        _find(*keys, np.uint64(self._low), np.uint64(self._shift), self._first, *wanted, out)
-
-
-@njit(cache=True, nogil=True)
-def _find(hi, lo, table, low, shift, first, want_hi, want_lo, out):  # type: ignore[no-untyped-def] # noqa: PLR0913
-    if len(hi) == 0:
-        return
-    last = hi[-1]
-    for i in range(len(want_hi)):
-        wanted = want_hi[i]
-        if wanted < low or wanted > last:
-            continue
-        slot = (wanted - low) >> shift
-        for k in range(table[slot], table[slot + np.uint64(1)]):
-            if hi[k] == wanted and lo[k] == want_lo[i]:
-                out[i] = first + k
-                break
 
 
 def mix_columns(seed: int, *columns: Any) -> U64:

@@ -43,6 +43,7 @@ from biggraph.graph.readers import (
     read_source,
     read_table,
 )
+from biggraph.graph.runs import runs_of
 from biggraph.graph.sources import Source, expand, refuse_repeats
 from biggraph.graph.spec import ImportReport, ImportSpec, check_spec, is_given
 from biggraph.graph.threads import ahead, side_by_side
@@ -108,7 +109,7 @@ def _run(plan: Plan, inputs: dict[str, list[Any]]) -> tuple[Manifest, _Counts]:
     mapper = _map(plan, inputs, counts)
     _entities(plan)
     relations = _relation_table(plan, mapper.relations, counts)
-    _edges(plan, relations, mapper.generations, counts)
+    _edges(plan, relations, counts)
     manifest = write_graph(plan, relations, mapper.weighted)
     disk.remove_tree(plan.scratch)
     disk.make_tree_durable(plan.root)
@@ -117,7 +118,7 @@ def _run(plan: Plan, inputs: dict[str, list[Any]]) -> tuple[Manifest, _Counts]:
 
 def _map(plan: Plan, inputs: dict[str, list[Any]], counts: _Counts) -> Mapper:
     """Stage one."""
-    for name in ("names", "entities", "generations"):
+    for name in ("names", "entities"):
         disk.create_folder(plan.folder(name))
     spec = plan.spec
     how = Reading(spec.columns, spec.header, min(plan.share(128), 1 << 20), counts.skipped)
@@ -144,10 +145,12 @@ def _batches(plan: Plan, items: list[Any], how: Reading) -> Iterator[Batch]:
 
 def _entities(plan: Plan) -> None:
     """Stage two."""
-    spilled = plan.spilled("names")
-    built = side_by_side(lambda item: build_dictionary(plan, *item), spilled)
+    runs = runs_of(plan)
+    counts = sum(np.diff(run.begins()[:, 0]) for run in runs)
+    codes = np.flatnonzero(counts).tolist()
+    built = side_by_side(lambda code: build_dictionary(plan, code, runs), codes)
     for done, _ in enumerate(built, 1):
-        plan.tell("entities", done, len(spilled))
+        plan.tell("entities", done, len(codes))
 
 
 def _relation_table(plan: Plan, found: Relations, counts: _Counts) -> RelationTable:
@@ -171,11 +174,11 @@ def _relation_table(plan: Plan, found: Relations, counts: _Counts) -> RelationTa
     )
 
 
-def _edges(plan: Plan, relations: RelationTable, generations: int, counts: _Counts) -> None:
+def _edges(plan: Plan, relations: RelationTable, counts: _Counts) -> None:
     """Stage three without writing: offsets, minimum counts, holdout."""
     spec = plan.spec
     counts.dropped_edges = resolve(
-        plan, relations, generations, lambda done, total: plan.tell("edges", done, total)
+        plan, relations, lambda done, total: plan.tell("edges", done, total)
     )
     if spec.min_entity_count > 1 or counts.dropped_edges:
         counts.dropped_entities, edges = drop_rare_entities(plan, relations)

@@ -1,4 +1,4 @@
-"""Stage one: batches of edges to numbered names, spilled by bucket; the names, by partition.
+"""Stage one: batches of edges to numbered names, spilled by bucket; and the names, sorted.
 
 Names are numbered within a generation, which ends when its table is full: an edge then needs a few
 bytes, and a name is looked up on disk once. Knows nothing of offsets.
@@ -11,22 +11,19 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from biggraph.errors import InputError, did_you_mean
 from biggraph.graph import disk
-from biggraph.graph.arrow import to_rows
-from biggraph.graph.hashing import Hashes, Texts, hash_names, start_compiled_code, to_texts
+from biggraph.graph.hashing import Texts, hash_names, start_compiled_code, texts_of, to_texts
 from biggraph.graph.numbering import Named, NameTable
 from biggraph.graph.plan import Plan
 from biggraph.graph.readers import Batch
 from biggraph.graph.rows import LHS, REL, RHS, WEIGHT, WIDTH, RowSpill, append_rows
+from biggraph.graph.runs import partition, write_run
 from biggraph.graph.spec import DEFAULT_RELATION, DEFAULT_TYPE
-from biggraph.graph.spill import Spill
 from biggraph.types import IntArray
 
-NAME_SCHEMA = pa.schema({"hi": pa.uint64(), "lo": pa.uint64(), "name": pa.large_string()})
 CODED = np.dtype(np.int32)  # of spilled edges: names as their numbers, relations as their codes
 
 
@@ -55,7 +52,7 @@ class Relations:
         texts = self._only(count) if batch.columns.rel is None else batch.columns.rel
         codes, none = np.empty(count, np.int32), np.zeros(count, np.int32)
         hashes = hash_names(texts, none.astype(np.uint64))
-        self._table.number(Named(texts, none, hashes), codes)
+        self._table.number(Named(texts, none, hashes.hi), codes)
         if self._table.count > len(self.names):
             for name in self._table.names(len(self.names))[0].to_pylist():
                 if self.listed and name not in self.listed:
@@ -112,7 +109,6 @@ class Mapper:
         self.generations = 0
         self._type_pairs: list[tuple[int, int]] = []
         self._table = NameTable()
-        self._names = Spill(plan.folder("names"), plan.share(24))
         self._edges: dict[str, RowSpill] = {}
 
     def __enter__(self) -> Mapper:
@@ -123,7 +119,6 @@ class Mapper:
         """Write what is still held, unless there was an error."""
         if kind is None:
             self._end_generation()
-            self._names.flush()
 
     def prepared(self, batches: Iterable[Batch]) -> Iterator[Prepared]:
         """Hash the names of batches of edges."""
@@ -134,7 +129,7 @@ class Mapper:
             rows[:, REL] = self.relations.encode(batch)
             types = self._types(rows[:, REL])
             both = zip((columns.lhs, columns.rhs), types, strict=True)
-            lhs, rhs = (Named(n, t, hash_names(n, self._plan.salts[t])) for n, t in both)
+            lhs, rhs = (Named(n, t, hash_names(n, self._plan.salts[t]).hi) for n, t in both)
             weight, ones = columns.weight, np.ones(1, np.float32)
             rows[:, WEIGHT] = (ones if weight is None else weight).view(np.int32)
             self.weighted |= weight is not None and len(columns) > 0
@@ -161,16 +156,11 @@ class Mapper:
         """Write what the numbers mean, and the names by partition; begin a new table."""
         for spill in self._edges.values():
             spill.flush()
-        names, types = self._table.names()
-        hashes = self._table.hashes()
-        columns: dict[str, np.ndarray] = {"hi": hashes.hi, "lo": hashes.lo, "type": types}
-        for name, values in columns.items():
-            path = self._plan.folder("generations") / f"{self.generations}-{name}"
-            disk.append(path, [values.data])
-        if len(types):
-            codes = self._plan.first_code[types] + partition(self._plan, types, hashes)
-            self._names.add(to_rows([*hashes, names], NAME_SCHEMA), codes)
-        self._table, self._edges = NameTable(), {}
+        table, self._table, self._edges = self._table, NameTable(), {}
+        names, types = table.names()
+        del table  # its memory is needed to sort
+        hashes = hash_names(texts_of(names), self._plan.salts[types])
+        write_run(self._plan, self.generations, hashes, names, types)
         self.generations += 1
 
     def _types(self, rel: IntArray) -> NDArray[np.int32]:
@@ -187,9 +177,3 @@ class Mapper:
 def coded(generation: int, split: str) -> str:
     """Return the folder of the edges whose names are numbered in one generation."""
     return f"coded-{generation}-{split}"
-
-
-def partition(plan: Plan, types: IntArray, hashes: Hashes) -> NDArray[np.int64]:
-    """Return the partition of each entity in its type."""
-    parts = plan.partitions.astype(np.uint64)
-    return (hashes.hi % (parts[0] if len(parts) == 1 else parts[types])).astype(np.int64)

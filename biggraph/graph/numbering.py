@@ -13,12 +13,11 @@ import pyarrow as pa
 from numba import njit
 from numpy.typing import NDArray
 
-from biggraph.graph.hashing import U64, Hashes, Texts, load_bytes
+from biggraph.graph.hashing import U64, Texts, load_bytes
 from biggraph.types import IntArray
 
 HEADER = 2  # words before a name's text: its number and type, its length
 TILE = 64  # names looked up at once, so that their places in memory are fetched side by side
-FIXED = 40  # bytes of a name besides its text: slots, hashes, header
 
 
 class Named(NamedTuple):
@@ -27,30 +26,26 @@ class Named(NamedTuple):
     Args:
         names: shape [N].
         types: entity type of each, int32, shape [N].
-        hashes: of the names, seeded by their types.
+        hashes: first 64 bits of each, seeded by its type, shape [N].
     """
 
     names: Texts
     types: NDArray[np.int32]
-    hashes: Hashes
+    hashes: U64
 
 
 class _Arrays(NamedTuple):
     """The table as compiled code takes it.
 
     Args:
-        slots: high half of a hash and place of the record in `words`, 0 where empty; the low lane
-            says where to look first.
+        slots: first half of a hash and place of the record in `words`, 0 where empty; the hash's
+            first bits say where to look first.
         words: records from 1 on: number and type, length, text in whole words.
-        hi: by number.
-        lo: by number.
         used: names, and words including the first; int64, shape [2].
     """
 
     slots: U64
     words: U64
-    hi: U64
-    lo: U64
     used: NDArray[np.int64]
 
 
@@ -59,9 +54,8 @@ class NameTable:
 
     def __init__(self) -> None:
         """Begin without names."""
-        empty = np.empty(0, np.uint64)
-        used = np.array([0, 1])
-        self._arrays = _Arrays(np.zeros(1 << 10, np.uint64), empty, empty, empty, used)
+        slots, words = np.zeros(1 << 10, np.uint64), np.empty(1, np.uint64)
+        self._arrays = _Arrays(slots, words, np.array([0, 1]))
 
     @property
     def count(self) -> int:
@@ -70,14 +64,17 @@ class NameTable:
 
     def size_with(self, ends: tuple[Named, ...]) -> int:
         """Return the bytes needed if all names of some edges were new."""
-        count, words = self._needed(ends)
-        return FIXED * count + 8 * words
+        slots, words = self._needed(ends)
+        return 8 * (slots + words)
 
     def _needed(self, ends: tuple[Named, ...]) -> tuple[int, int]:
+        """Return slots and words needed: more slots than names, half again as many as there are."""
         count = sum(len(end.types) for end in ends)
         text = sum(int(names.ends.sum() - names.starts.sum()) for names, _, _ in ends)
-        used = self._arrays.used
-        return int(used[0]) + count, int(used[1]) + (HEADER + 1) * count + text // 8
+        names, words = self._arrays.used.tolist()
+        slots = 1 << max(names + count, names + names // 2).bit_length()
+        slots = max(slots, len(self._arrays.slots))
+        return slots, words + (HEADER + 1) * count + text // 8
 
     def number(self, end: Named, out: IntArray) -> None:
         """Write the number of each name to `out`, int32, shape [N]."""
@@ -87,22 +84,13 @@ class NameTable:
     def _make_room(self, end: Named) -> None:
         """Have room for the case that all names are new."""
         count, words = self._needed((end,))
-        held, used = self._arrays, self._arrays.used
+        held = self._arrays
         slots = held.slots
-        if len(slots) <= max(2 * int(used[0]), count):
-            slots = np.zeros(1 << max(2 * int(used[0]), count).bit_length(), np.uint64)
-            _fill(held, slots)
-        self._arrays = _Arrays(
-            slots,
-            _longer(held.words, words),
-            _longer(held.hi, count),
-            _longer(held.lo, count),
-            used,
-        )
-
-    def hashes(self) -> Hashes:
-        """Return the hashes of the names by number."""
-        return Hashes(self._arrays.hi[: self.count], self._arrays.lo[: self.count])
+        if len(slots) < count:
+            slots = np.empty(count, np.uint64)
+            slots.fill(0)  # np.zeros takes small pages
+            _fill(held.slots, slots)
+        self._arrays = _Arrays(slots, _longer(held.words, words), held.used)
 
     def names(self, first: int = 0) -> tuple[pa.Array, NDArray[np.int32]]:
         """Return the names from a number on, as large_string, and their types."""
@@ -126,16 +114,16 @@ def _longer(values: U64, length: int) -> U64:
 
 @njit(cache=True, nogil=True)
 def _number(end, table, out):  # type: ignore[no-untyped-def]
-    (data, starts, ends), types, (hi, lo) = end
-    slots, words = table.slots, table.words
+    (data, starts, ends), types, hi = end
+    slots, words, shift = table.slots, table.words, _shift(table.slots)
     mask, low = np.uint64(len(slots) - 1), np.uint64(0xFFFFFFFF)
     fetched = np.uint64(0)
     for first in range(0, len(out), TILE):
         last = min(first + TILE, len(out))
         for i in range(first, last):
-            fetched |= words[slots[lo[i] & mask] & low]
+            fetched |= words[slots[hi[i] >> shift] & low]
         for i in range(first, last):
-            at, tag = lo[i] & mask, hi[i] & ~low
+            at, tag = hi[i] >> shift, hi[i] & ~low
             start, length = starts[i], ends[i] - starts[i]
             while slots[at]:
                 record = slots[at] & low
@@ -155,7 +143,6 @@ def _number(end, table, out):  # type: ignore[no-untyped-def]
                 out[i] = table.used[0]
                 slots[at] = tag | np.uint64(table.used[1])
                 _add(data, start, length, np.uint64(types[i]) << np.uint64(32), table)
-                table.hi[out[i]], table.lo[out[i]] = hi[i], lo[i]
     return fetched
 
 
@@ -177,15 +164,24 @@ def _length(words, record):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _fill(table, slots):  # type: ignore[no-untyped-def]
+def _shift(slots):  # type: ignore[no-untyped-def]
+    """Return by how many bits to shift a hash to get a slot."""
+    bits = 0
+    while len(slots) >> bits > 1:
+        bits += 1
+    return np.uint64(64 - bits)
+
+
+@njit(cache=True, nogil=True)
+def _fill(old, slots):  # type: ignore[no-untyped-def]
     """Put all names into empty slots."""
-    mask, low, record = np.uint64(len(slots) - 1), np.uint64(0xFFFFFFFF), np.uint64(1)
-    for number in range(table.used[0]):
-        at = table.lo[number] & mask
-        while slots[at]:
-            at = (at + np.uint64(1)) & mask
-        slots[at] = (table.hi[number] & ~low) | record
-        record += _length(table.words, record)
+    mask, shift = np.uint64(len(slots) - 1), _shift(slots)
+    for slot in old:
+        if slot:
+            at = slot >> shift
+            while slots[at]:
+                at = (at + np.uint64(1)) & mask
+            slots[at] = slot
 
 
 @njit(cache=True, nogil=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from numba import njit
 from numpy.typing import NDArray
 
 from biggraph.graph import disk
-from biggraph.graph.dictionary import Dictionary, entity_files
-from biggraph.graph.hashing import Hashes, mix_columns
-from biggraph.graph.mapping import CODED, coded, partition
+from biggraph.graph.dictionary import entity_files, find
+from biggraph.graph.hashing import mix_columns
+from biggraph.graph.mapping import CODED, coded
 from biggraph.graph.plan import Plan
-from biggraph.graph.rows import LHS, REL, RHS, append_rows, read_rows, rewrite
+from biggraph.graph.rows import LHS, REL, RHS, append_rows, count_rows, read_rows, rewrite
+from biggraph.graph.runs import NameFiles, runs_of
 from biggraph.graph.spec import SPLITS
 from biggraph.graph.threads import ahead
 from biggraph.types import IntArray, mix_seed
@@ -52,58 +54,40 @@ class RelationTable:
 class Generation:
     """What the numbers of names mean in one generation: offsets, and for a holdout hashes."""
 
-    def __init__(self, plan: Plan, number: int, dictionary: Dictionary, dtype: np.dtype[Any]):
-        """Look up all names.
-
-        Args:
-            plan: of the import.
-            number: of the generation.
-            dictionary: has all names.
-            dtype: of the offsets.
-        """
-        stem = plan.folder("generations") / str(number)
-        self.hi, lo = (np.fromfile(f"{stem}-{lane}", np.uint64) for lane in ("hi", "lo"))
-        types = np.fromfile(f"{stem}-type", np.int32)
-        codes = plan.first_code[types] + partition(plan, types, Hashes(self.hi, lo))
-        self.offsets = np.empty(len(codes), dtype)
-        for code, at in _groups(codes):
-            self.offsets[at] = dictionary.find(code, Hashes(self.hi[at], lo[at]))
-        if len(codes) and self.offsets.min() < 0:
+    def __init__(self, plan: Plan, run: NameFiles, dtype: np.dtype[Any]) -> None:
+        """Look up all names of a generation's run; offsets are of `dtype`."""
+        numbers, hi = run.column("number"), run.column("hi")
+        rows = run.begins()[:, 0].tolist()
+        self.offsets = np.empty(len(numbers), dtype)
+        for code, (start, stop) in enumerate(pairwise(rows)):
+            if start < stop:
+                found = find(entity_files(plan, code), run.hashes(start, stop))
+                self.offsets[numbers[start:stop]] = found
+        if len(numbers) and self.offsets.min() < 0:
             raise AssertionError("an edge's entity is not in its dictionary")
+        self.hi = np.empty(len(numbers) if plan.spec.holdout else 0, np.uint64)
+        if plan.spec.holdout:
+            self.hi[numbers] = hi
 
 
-def _groups(codes: IntArray) -> Iterator[tuple[int, IntArray | slice]]:
-    """Yield each code with the positions that have it."""
-    counts = np.bincount(codes)
-    present = np.flatnonzero(counts)
-    if len(present) == 1:
-        yield int(present[0]), slice(None)
-        return
-    order, ends = np.argsort(codes, kind="stable"), np.cumsum(counts)
-    for code in present:
-        yield int(code), order[ends[code] - counts[code] : ends[code]]
-
-
-def resolve(
-    plan: Plan, relations: RelationTable, generations: int, done: Callable[[int, int], None]
-) -> int:
+def resolve(plan: Plan, relations: RelationTable, done: Callable[[int, int], None]) -> int:
     """Turn all numbered edges into offsets, by split and bucket; return the edges dropped.
 
     Train edges drawn for a holdout go to that split. Edges of dropped relations are left out.
     """
     for split in SPLITS:
         disk.create_folder(plan.folder(f"edges-{split}"))
-    dictionary = Dictionary(plan, plan.share(4))
+    runs = runs_of(plan)
     files = [
         (number, split, code, path)
-        for number in range(generations)
+        for number in range(len(runs))
         for split in SPLITS
         for code, path in plan.spilled(coded(number, split))
     ]
     dropped, last, names = 0, -1, None
     for finished, (number, split, code, path) in enumerate(files, 1):
         if names is None or last != number:
-            names, last = Generation(plan, number, dictionary, relations.dtype), number
+            names, last = Generation(plan, runs[number], relations.dtype), number
         place = plan.folder(f"edges-{split}") / str(code)
         if _keeps_all(plan, split, relations) and not place.exists():
             rewrite(path, CODED, partial(_replace, names.offsets, relations.final))
@@ -186,16 +170,20 @@ def count_touching(plan: Plan, split: str, column: str, relations: RelationTable
     """
     counts = np.zeros(len(relations.names), np.int64)
     for code, path in plan.spilled(f"edges-{split}"):
-        bucket = plan.bucket(code)
-        counters = [
-            (side, kind, entity_files(plan, part).counter(column))
-            for side, kind, part in ends(plan, code, relations)
-        ]
+        bucket, total = plan.bucket(code), count_rows(path, relations.dtype)
+        found = {
+            part: entity_files(plan, part).counter(column)
+            for _, _, part in ends(plan, code, relations)
+        }
+        held = {k: np.array(v) if len(v) < total else v for k, v in found.items()}  # large pages
         for rows in read_rows(path, relations.dtype):
             counts += np.bincount(rows[:, REL], minlength=len(counts))
-            for side, kind, counter in counters:
+            for side, kind, part in ends(plan, code, relations):
                 loops = side == 1 and bucket.lhs == bucket.rhs
-                _count(rows, side, relations.types, kind, loops, counter)
+                _count(rows, side, relations.types, kind, loops, held[part])
+        for part, counter in found.items():
+            if held[part] is not counter:
+                counter[:] = held[part]
     return counts
 
 

@@ -120,6 +120,15 @@ def rewrite(path: Path, dtype: np.dtype[Any], change: Callable[[NDArray[Any]], N
             at += file.write(rows.data)
 
 
+def overwrite(path: Path, rows: IntArray) -> None:
+    """Replace the rows of a file, if there is one, by no more than it has."""
+    disk.before_operation("overwrite")
+    if path.exists():
+        with path.open("r+b", buffering=0) as file:
+            file.write(rows.data)
+            file.truncate()
+
+
 def weights_of(bits: IntArray) -> NDArray[np.float32]:
     """Return weights from a column of their bits."""
     return bits.astype(np.int32).view(np.float32)

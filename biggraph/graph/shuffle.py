@@ -29,8 +29,8 @@ from biggraph.graph.rows import (
     WEIGHT,
     WIDTH,
     RowSpill,
-    append_rows,
     count_rows,
+    overwrite,
     read_rows,
     weights_of,
 )
@@ -63,24 +63,23 @@ def shuffled(spilled: Path, dtype: np.dtype[Any], seed: int, limit: int) -> Iter
 def _through_files(
     spilled: Path, dtype: np.dtype[Any], seed: int, bits: int, limit: int
 ) -> Iterator[Edges]:
-    folders = [spilled.with_name(f"{spilled.name}-{name}") for name in ("all", "firsts", "repeats")]
+    folders = [spilled.with_name(f"{spilled.name}-{name}") for name in ("firsts", "repeats")]
     for folder in folders:
         disk.create_folder(folder)
-    by_content, by_key = (RowSpill(folder, limit // 4) for folder in folders[::2])
+    by_content, by_key = (RowSpill(folder, limit // 4) for folder in folders)
     shift = np.uint64(64 - bits)
     for rows in read_rows(spilled, dtype):
         by_content.add(rows, (key_rows(rows, seed) >> shift).astype(np.int64))
     by_content.flush()
     for part in range(1 << bits):
-        everything, content, key = (folder / str(part) for folder in folders)
-        firsts, repeats = take_repeats(ordered_file(everything, dtype, seed, bits), seed)
-        append_rows(content, firsts.rows)
+        content = folders[0] / str(part)
+        firsts, repeats = take_repeats(ordered_file(content, dtype, seed, bits), seed)
+        overwrite(content, firsts.rows)
         if len(repeats.keys):
             by_key.add(_with_keys(repeats), (repeats.keys >> shift).astype(np.int64))
-        disk.remove(everything)
     by_key.flush()
     for part in range(1 << bits):
-        _, content, key = (folder / str(part) for folder in folders)
+        content, key = (folder / str(part) for folder in folders)
         yield from _range(content, key, seed, bits, dtype)
         disk.remove(content)
         disk.remove(key)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from biggraph.graph.hashing import Hashes, hash_names, texts_of
+from biggraph.graph.hashing import hash_names, texts_of
 from biggraph.graph.numbering import Named, NameTable
 
 batches = st.lists(
@@ -18,8 +18,8 @@ def named(pairs, mask=2**64 - 1):
     """Return names with types, their hashes cut down to the bits of a mask."""
     names = texts_of(pa.array([text for text, _ in pairs], pa.string()))
     types = np.array([kind for _, kind in pairs], np.int32)
-    hi, lo = hash_names(names, types.astype(np.uint64))
-    return Named(names, types, Hashes(hi & np.uint64(mask), lo & np.uint64(mask)))
+    hashes = hash_names(names, types.astype(np.uint64)).hi
+    return Named(names, types, hashes & np.uint64(mask))
 
 
 def numbered(table, pairs, mask=2**64 - 1):
@@ -30,7 +30,7 @@ def numbered(table, pairs, mask=2**64 - 1):
 
 
 @settings(deadline=None)
-@given(batches, st.sampled_from([0, 3, 2**64 - 1]))
+@given(batches, st.sampled_from([0, 3, 3 << 62, 2**64 - 1]))
 def test_numbers_are_those_of_a_dict(batches, mask):
     """Also where hashes cannot tell names apart."""
     table, expected = NameTable(), {}
@@ -42,9 +42,6 @@ def test_numbers_are_those_of_a_dict(batches, mask):
         new = list(expected)[first:]
         assert list(zip(names.to_pylist(), types.tolist(), strict=True)) == new
     assert table.count == len(expected)
-    hashes = named(list(expected), mask).hashes
-    for found, wanted in zip(table.hashes(), hashes, strict=True):
-        np.testing.assert_array_equal(found, wanted)
 
 
 def test_a_table_grows_and_forgets_nothing():
