@@ -97,7 +97,7 @@ def build_dictionary(plan: Plan, code: int, runs: list[NameFiles]) -> None:
     """
     files = entity_files(plan, code)
     disk.create_folder(files.folder)
-    for names, hashes in _ranges(runs, code, plan.share(16)):
+    for names, hashes in _ranges(runs, code, plan.share(8)):
         order = sort_order(hashes, kind="stable")
         if has_collision(names, hashes, order):
             raise HashCollisionError
@@ -119,10 +119,9 @@ def _ranges(runs: list[NameFiles], code: int, limit: int) -> Iterator[tuple[Text
         for run, begin, place in zip(runs, begins, at, strict=True):
             stop = int(begin[1, 0])
             if part < 1 << bits:
-                highest = np.uint64(part << (64 - bits))
-                stop = int(place[0] + np.searchsorted(run.column("hi")[place[0] : stop], highest))
+                stop = run.search(int(place[0]), stop, part << (64 - bits))
             if stop > place[0]:
-                pieces.append(_read(run, place, stop))
+                pieces.append(_take(run, place, stop))
         if pieces:
             yield _joined(pieces)
 
@@ -132,9 +131,9 @@ def _columns(begins: list[IntArray]) -> Iterator[tuple[IntArray, IntArray]]:
         yield begin[:, 0], begin[:, 1]
 
 
-def _read(run: NameFiles, place: IntArray, stop: int) -> tuple[Hashes, IntArray, NDArray[Any]]:
+def _take(run: NameFiles, place: IntArray, stop: int) -> tuple[Hashes, IntArray, NDArray[Any]]:
     """Return hashes, lengths and text of names up to `stop`, and move the place there."""
-    start, begin = int(place[0]), int(place[1])
+    start, begin = place.tolist()
     lengths = run.read("length", start, stop)
     end = begin + int(lengths.sum())
     place[:] = stop, end

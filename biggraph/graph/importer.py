@@ -1,8 +1,8 @@
 """Import: source files in, a graph directory out, in three stages with bounded memory.
 
-    1. map       read edges, hash both ends, spill edges by bucket and new names by partition
-    2. entities  sort each partition's names by hash: the rank is the offset
-    3. edges     replace hashes by offsets, filter, hold out, shuffle, write each bucket
+    1. map       read edges, hash and number both ends, spill edges by bucket, names sorted by hash
+    2. entities  merge each partition's names: the rank of the hash is the offset
+    3. edges     replace numbers by offsets, filter, hold out, shuffle, write each bucket
 
 Each stage reads what the one before left on disk; see docs/data-model.md.
 """

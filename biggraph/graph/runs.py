@@ -65,8 +65,20 @@ class NameFiles:
     def read(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Read a part of a column into memory."""
         dtype = np.dtype(COLUMNS[name])
-        with (self.folder / name).open("rb") as file:
+        with open(f"{self.folder}/{name}", "rb", buffering=0) as file:
             return np.fromfile(file, dtype, stop - start, offset=start * dtype.itemsize)
+
+    def search(self, start: int, stop: int, hi: int) -> int:
+        """Return the first position of a range whose hash is not below `hi`; reads a few bytes."""
+        with open(f"{self.folder}/hi", "rb", buffering=0) as file:
+            while start < stop:
+                middle = (start + stop) // 2
+                file.seek(8 * middle)
+                if int.from_bytes(file.read(8), "little") < hi:
+                    start = middle + 1
+                else:
+                    stop = middle
+        return start
 
     def hashes(self, start: int, stop: int) -> Hashes:
         """Read some hashes into memory."""
