@@ -7,7 +7,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "biggraph"
 
-MAX_PACKAGE_LINES = 26_000
+MAX_PACKAGE_LINES = 27_000
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 50
 MAX_PARAMETERS = 7
