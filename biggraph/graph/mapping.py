@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from biggraph.errors import InputError, did_you_mean
-from biggraph.graph import disk
+from biggraph.graph import disk, numbering
 from biggraph.graph.hashing import Texts, hash_names, start_compiled_code, texts_of, to_texts
 from biggraph.graph.numbering import Named, NameTable
 from biggraph.graph.plan import Plan
@@ -138,7 +138,8 @@ class Mapper:
     def add(self, split: str, edges: Prepared) -> None:
         """Number the names of edges, and spill the edges by bucket."""
         rows, lhs, rhs = edges
-        if self._table.count and self._table.size_with((lhs, rhs)) > self._plan.share(4):
+        limit = min(self._plan.share(4), numbering.MOST)
+        if self._table.count and self._table.size_with((lhs, rhs)) > limit:
             self._end_generation()
         self._table.number(lhs, rows[:, LHS])
         self._table.number(rhs, rows[:, RHS])
@@ -171,7 +172,8 @@ class Mapper:
         for code in range(len(self._type_pairs), len(self.relations.names)):
             lhs, rhs = self.relations.types(code)
             self._type_pairs.append((index(lhs), index(rhs)))
-        return np.ascontiguousarray(np.array(self._type_pairs, np.int32).T[:, rel])
+        pairs = np.array(self._type_pairs, np.int32).reshape(-1, 2)  # none before the first edge
+        return np.ascontiguousarray(pairs.T[:, rel])
 
 
 def coded(generation: int, split: str) -> str:

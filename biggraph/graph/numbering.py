@@ -17,6 +17,7 @@ from biggraph.graph.hashing import U64, Texts, load_bytes
 from biggraph.types import IntArray
 
 HEADER = 2  # words before a name's text: its number and type, its length
+MOST = 8 << 32  # bytes that a table may have: slots tell places of words in 32 bits
 TILE = 64  # names looked up at once, so that their places in memory are fetched side by side
 
 

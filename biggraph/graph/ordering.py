@@ -23,6 +23,7 @@ from biggraph.types import IntArray
 PART = 1 << 13  # rows that fit a core's cache with room to sort them
 MOST = 12  # bits of the number of parts
 ALONE = 1 << 17  # rows for which a second thread is not worth its start
+LARGE = 1 << 30  # rows of a part that is sorted by comparisons: places in it are 32 bits
 EFFORT = 64  # moves for each row, above which a part is sorted by comparisons
 
 
@@ -166,8 +167,11 @@ def _sort(edges, borders, known, hard):  # type: ignore[no-untyped-def]
     for part in range(len(hard)):
         start, stop = borders[part], borders[part + 1]
         count = stop - start
+        if count >= LARGE:
+            hard[part] = True
+            continue
         bits = 1
-        while bits < 30 and count >> bits:
+        while count >> bits:
             bits += 1
         bits = min(bits, 64 - known)
         starts = np.zeros((1 << bits) + 1, np.int32)

@@ -13,6 +13,7 @@ from biggraph.errors import ConfigError, InputError
 from biggraph.graph import hashing, importer, mapping, writing
 from biggraph.graph.graph import Graph
 from biggraph.graph.importer import import_graph
+from biggraph.graph.runs import write_run
 from biggraph.graph.spec import ImportSpec
 from biggraph.types import Bucket, PartitionKey
 
@@ -170,6 +171,26 @@ def test_one_name_in_two_types_is_never_taken_for_seen(tmp_path):
         spec=ImportSpec(relations=[("buys", "user", "item")], memory=1 << 24),
     )
     assert report.entities == {"user": 60_000, "item": 60_000}
+
+
+def test_sources_without_edges_are_fine_between_types(source, build, triples):
+    """Also as the first ones, when no relation is known yet."""
+    empty = source("head\trelation\ttail\n", "0.tsv")
+    bad = source("a\tr\t\n", "1.tsv")
+    full = source([("a", "r", "b")], "2.tsv")
+    graph = build([empty, bad, full], relations=[("r", "x", "y")], skip_bad_lines=True)
+    assert triples(graph) == plain([("a", "r", "b")])
+
+
+def test_a_table_of_names_has_a_largest_size(source, build, digests, monkeypatch, any_memory):
+    """Whatever the budget: places in it are told in 32 bits."""
+    path = source(random_rows(9000, entities=3000))
+    expected = digests(build([path]))
+    monkeypatch.setattr(mapping.numbering, "MOST", 1)
+    runs = []
+    monkeypatch.setattr(mapping, "write_run", lambda *run: runs.append(write_run(*run)))
+    assert digests(build([path], memory=SMALL)) == expected
+    assert len(runs) > 1
 
 
 def test_degree_counts_a_self_loop_once_per_edge(source, build):

@@ -1,5 +1,6 @@
 """Edges in the order of hashes, beside sorting tuples."""
 
+import resource
 from collections import Counter
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from biggraph.graph import ordering
 from biggraph.graph.hashing import mix_columns
 from biggraph.graph.ordering import Keyed, key_rows, merge, ordered, ordered_file, take_repeats
-from biggraph.graph.rows import RowSpill, append_rows, count_rows, read_rows
+from biggraph.graph.rows import RowSpill, append_rows, count_rows, overwrite, read_rows, rewrite
 from biggraph.graph.shuffle import shuffled
 
 SEED = 7
@@ -75,6 +76,25 @@ def test_many_keys_are_sorted_in_parts_by_two_threads(kind, known, monkeypatch):
     rows = generator.integers(0, 9, (5000, 4)).astype(np.int32)
     expected = sorted(pairs(Keyed(keys, rows)))
     assert pairs(ordered(Keyed(keys, rows), known)) == expected
+
+
+def test_parts_too_large_for_their_places_are_sorted_by_comparisons(monkeypatch):
+    monkeypatch.setattr(ordering, "LARGE", 20)
+    monkeypatch.setattr(ordering, "PART", 16)
+    sort, marks = ordering._sort.py_func, []
+
+    def marked(edges, borders, known, hard):
+        sort(edges, borders, known, hard)
+        marks.extend(hard.tolist())
+
+    monkeypatch.setattr(ordering, "_sort", marked)
+    generator = np.random.default_rng(1)
+    keys = generator.integers(0, 2**64, 90, np.uint64)
+    keys[:40] = 5
+    found = Keyed(keys, generator.integers(0, 9, (90, 4)).astype(np.int32))
+    assert pairs(ordered(found)) == sorted(pairs(found))
+    assert True in marks
+    assert False in marks
 
 
 @dtypes
@@ -142,3 +162,17 @@ def test_rows_are_dealt_to_the_files_of_their_codes(batches, few, dtype, tmp_pat
         if len(mine) >= 3:
             part = read_rows(path, dtype, start=1, stop=3)
             assert [row for piece in part for row in piece.tolist()] == mine[1:3]
+
+
+@pytest.mark.parametrize("change", [overwrite, lambda path, rows: rewrite(path, rows.dtype, len)])
+def test_rows_written_in_part_are_an_error(change, tmp_path):
+    """The system may write fewer bytes than it was given; the rest must not be lost silently."""
+    path, rows = tmp_path / "0", array([[1, 2, 3, 4]] * 9)
+    append_rows(path, rows)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            change(path, rows)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
