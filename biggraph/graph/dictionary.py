@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numba import njit
 from numpy.typing import NDArray
 
 from biggraph.graph import disk
 from biggraph.graph.arrow import to_arrow
+from biggraph.graph.compiled import compiled
 from biggraph.graph.fields import to_strings
 from biggraph.graph.hashing import Hashes, Texts, has_collision, sort_order, to_texts
 from biggraph.graph.plan import Plan
@@ -165,7 +165,7 @@ def find(files: NameFiles, wanted: Hashes) -> NDArray[np.int64]:
     return out
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _match(present, wanted, first, out):  # type: ignore[no-untyped-def]
     k = 0
     for i in range(len(out)):

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
-from numba import njit
 
+from biggraph.graph.compiled import compiled
 from biggraph.graph.hashing import Texts, to_texts
 
 ODD = -1
@@ -63,7 +63,7 @@ def to_strings(names: Texts) -> pa.Array:
     return pa.Array.from_buffers(pa.large_string(), len(names.starts), buffers)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _gather(names, offsets, data):  # type: ignore[no-untyped-def]
     for i in range(len(names.starts)):
         start = names.starts[i]
@@ -71,7 +71,7 @@ def _gather(names, offsets, data):  # type: ignore[no-untyped-def]
             data[offsets[i] + k] = names.data[start + k]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _cut(data, delimiter, columns, starts, ends):  # type: ignore[no-untyped-def] # noqa: C901
     """Return the number of lines, or ODD; and whether all is ASCII."""
     line, field, begin, seen, size = 0, 0, 0, np.uint8(0), len(data)

@@ -12,11 +12,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 from numpy.typing import NDArray
 
+from biggraph.graph.compiled import compiled
 from biggraph.types import IntArray
 
 U64 = NDArray[np.uint64]
@@ -109,7 +110,7 @@ def type_salt(entity_type: str, hash_seed: int) -> int:
     return hash_text(entity_type, hash_seed)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _finish(value):  # type: ignore[no-untyped-def]
     value ^= value >> np.uint64(33)
     value *= np.uint64(0xFF51AFD7ED558CCD)
@@ -119,7 +120,7 @@ def _finish(value):  # type: ignore[no-untyped-def]
     return value
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _rotate(value, bits):  # type: ignore[no-untyped-def]
     return (value << np.uint64(bits)) | (value >> np.uint64(64 - bits))
 
@@ -138,7 +139,7 @@ def _word_at(_context, data, at):  # type: ignore[no-untyped-def]
     return types.uint64(data, at), generate
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def load_bytes(data, start, count):  # type: ignore[no-untyped-def]
     """Return up to eight of `count` bytes as a number, the first the lowest."""
     if start + 8 <= len(data):
@@ -152,7 +153,7 @@ def load_bytes(data, start, count):  # type: ignore[no-untyped-def]
     return value
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _murmur(names, salts, out_hi, out_lo):  # type: ignore[no-untyped-def]
     c1, c2 = np.uint64(0x87C37B91114253D5), np.uint64(0x4CF5AD432745937F)
     data, starts, ends = names
@@ -194,7 +195,7 @@ def has_collision(names: Texts, hashes: Hashes, order: IntArray) -> bool:
     return bool(_has_collision(names, hashes, order))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _has_collision(names, hashes, order):  # type: ignore[no-untyped-def]
     (data, starts, ends), (hi, lo) = names, hashes
     for i in range(len(order) - 1):
@@ -231,19 +232,19 @@ def mix_columns(seed: int, *columns: Any) -> U64:
     return state
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def mixed(state, value):  # type: ignore[no-untyped-def]
     """Return a state with one more number mixed in; all uint64."""
     return _finish((state + np.uint64(0x9E3779B97F4A7C15)) ^ _finish(value))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _mix_in(state, column):  # type: ignore[no-untyped-def]
     for i in range(len(state)):
         state[i] = mixed(state[i], column[i])
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def add_counts(counts, positions):  # type: ignore[no-untyped-def]
     """Add one to `counts` (uint32) at each of `positions`, repeats included."""
     for position in positions:

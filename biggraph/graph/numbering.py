@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from numba import njit
 from numpy.typing import NDArray
 
+from biggraph.graph.compiled import compiled
 from biggraph.graph.hashing import U64, Texts, load_bytes
 from biggraph.types import IntArray
 
@@ -113,7 +113,7 @@ def _longer(values: U64, length: int) -> U64:
     return longer
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _number(end, table, out):  # type: ignore[no-untyped-def]
     (data, starts, ends), types, hi = end
     slots, words, shift = table.slots, table.words, _shift(table.slots)
@@ -147,7 +147,7 @@ def _number(end, table, out):  # type: ignore[no-untyped-def]
     return fetched
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _add(data, start, length, kind, table):  # type: ignore[no-untyped-def]
     number, place = table.used
     table.words[place] = kind | np.uint64(number)
@@ -159,12 +159,12 @@ def _add(data, start, length, kind, table):  # type: ignore[no-untyped-def]
     table.used[0], table.used[1] = number + 1, place
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _length(words, record):  # type: ignore[no-untyped-def]
     return np.uint64(HEADER) + ((words[record + np.uint64(1)] + np.uint64(7)) >> np.uint64(3))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _shift(slots):  # type: ignore[no-untyped-def]
     """Return by how many bits to shift a hash to get a slot."""
     bits = 0
@@ -173,7 +173,7 @@ def _shift(slots):  # type: ignore[no-untyped-def]
     return np.uint64(64 - bits)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _fill(old, slots):  # type: ignore[no-untyped-def]
     """Put all names into empty slots."""
     mask, shift = np.uint64(len(slots) - 1), _shift(slots)
@@ -185,7 +185,7 @@ def _fill(old, slots):  # type: ignore[no-untyped-def]
             slots[at] = slot
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _measure(table, first, offsets, types):  # type: ignore[no-untyped-def]
     """Write types, and where texts begin in a row; return where the first record is."""
     record, begin = np.uint64(1), np.uint64(1)
@@ -200,7 +200,7 @@ def _measure(table, first, offsets, types):  # type: ignore[no-untyped-def]
     return begin
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _unpack(table, record, offsets, data):  # type: ignore[no-untyped-def]
     for k in range(len(offsets) - 1):
         place = record + np.uint64(HEADER)

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from biggraph.graph import disk
+from biggraph.graph.compiled import compiled
 from biggraph.graph.dictionary import entity_files, find
 from biggraph.graph.hashing import mix_columns
 from biggraph.graph.mapping import CODED, coded
@@ -132,7 +132,7 @@ def _resolved(
         yield edges, target, len(coded_rows) - len(rows)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _replace(offsets, final, rows):  # type: ignore[no-untyped-def]
     """Replace the numbers of names and relations in rows by offsets and ids."""
     for i in range(len(rows)):
@@ -187,7 +187,7 @@ def count_touching(plan: Plan, split: str, column: str, relations: RelationTable
     return counts
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _count(rows, side, types, kind, loops, counter):  # type: ignore[no-untyped-def]
     """Count the ends that are of one entity type; leave out ends of loops where asked."""
     for i in range(len(rows)):

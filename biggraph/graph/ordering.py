@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from biggraph.graph.compiled import compiled
 from biggraph.graph.hashing import U64, mix_columns, mixed
 from biggraph.graph.rows import LHS, REL, RHS, WEIGHT, WIDTH, count_rows, read_rows
 from biggraph.graph.threads import THREADS, side_by_side
@@ -49,7 +49,7 @@ def key_rows(rows: IntArray, seed: int) -> U64:
     return keys
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _key(rows, seed, keys):  # type: ignore[no-untyped-def]
     for i in range(len(rows)):
         state = mixed(mixed(seed, np.uint64(rows[i, LHS])), np.uint64(rows[i, REL]))
@@ -127,7 +127,7 @@ def _sort_parts(edges: Keyed, borders: IntArray, known: int) -> None:
         keys[:], rows[:] = keys[order], rows[order]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _place(key, known, bits):  # type: ignore[no-untyped-def]
     """Return the bits of a key that follow the known ones."""
     if bits == 0:
@@ -135,13 +135,13 @@ def _place(key, known, bits):  # type: ignore[no-untyped-def]
     return (key << np.uint64(known)) >> np.uint64(64 - bits)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _count(keys, known, bits, counts):  # type: ignore[no-untyped-def]
     for key in keys:
         counts[_place(key, known, bits)] += 1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _deal(edges, known, bits, starts, dealt):  # type: ignore[no-untyped-def]
     for i in range(len(edges.keys)):
         part = _place(edges.keys[i], known, bits)
@@ -150,14 +150,14 @@ def _deal(edges, known, bits, starts, dealt):  # type: ignore[no-untyped-def]
         _move(edges, i, dealt, at)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _move(source, i, target, at):  # type: ignore[no-untyped-def]
     target.keys[at] = source.keys[i]
     for k in range(WIDTH):
         target.rows[at, k] = source.rows[i, k]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _sort(edges, borders, known, hard):  # type: ignore[no-untyped-def]
     """Sort each part; mark those that take too long, which are left in disorder."""
     longest = 0
@@ -186,7 +186,7 @@ def _sort(edges, borders, known, hard):  # type: ignore[no-untyped-def]
         hard[part] = _insert(held, count, edges, start)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _insert(held, count, edges, start):  # type: ignore[no-untyped-def]
     """Copy rows that are almost in order to their places; return whether it took too long."""
     moves = 0
@@ -200,7 +200,7 @@ def _insert(held, count, edges, start):  # type: ignore[no-untyped-def]
     return moves > EFFORT * count
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _is_less(one, i, two, j):  # type: ignore[no-untyped-def]
     if one.keys[i] != two.keys[j]:
         return one.keys[i] < two.keys[j]
@@ -232,7 +232,7 @@ def merge(one: Keyed, two: Keyed) -> Keyed:
     return merged
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _merge(one, two, merged):  # type: ignore[no-untyped-def]
     i = j = 0
     for at in range(len(merged.keys)):

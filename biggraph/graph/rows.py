@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from biggraph.graph import disk
+from biggraph.graph.compiled import compiled
 from biggraph.types import IntArray
 
 WIDTH = 4
@@ -70,7 +70,7 @@ def append_rows(path: Path, rows: IntArray) -> None:
         disk.append(path, [np.ascontiguousarray(rows).data])
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _deal(rows, codes, starts, dealt):  # type: ignore[no-untyped-def]
     """Put each row where its code's rows stand, and move that place on."""
     for i in range(len(rows)):
