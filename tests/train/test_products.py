@@ -1,5 +1,8 @@
 """Products of bfloat16 numbers, beside torch's rounding and NumPy's products."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numba
@@ -63,6 +66,34 @@ def test_processors_without_the_instruction_compute_the_same(monkeypatch):
         out = np.empty((m, n), np.float32)
         multiply((a.reshape(-1), pairs, 1), b, pairs, out)
         np.testing.assert_allclose(out, rounded(left) @ rounded(right), atol=1e-4)
+
+
+def test_processors_without_the_instruction_round_the_same(monkeypatch):
+    monkeypatch.setattr(bfloat16, "_has_instruction", lambda _: False)
+    across = numba.njit(bfloat16.across.py_func)
+    bits = np.random.default_rng(0).integers(2**32, size=4096, dtype=np.uint32)
+    bits[:2048] = bits[:2048] & 0xFFFF0000 | np.tile([0x7FFF, 0x8000, 0x8001, 0], 512)
+    x = np.concatenate((bits, [0x7FFFFFFF, 0xFF800001, 0x7F800000, 0x7F7FFFFF] * 8)).astype("<u4")
+    x = x.view(np.float32).reshape(-1, 32)
+    out = bfloat16.empty(x.size // 2).reshape(-1, 16)
+    across(x, out)
+    found = torch.from_numpy(out.view(np.int16)).view(torch.bfloat16)
+    torch.testing.assert_close(
+        found, torch.from_numpy(x).bfloat16(), rtol=0, atol=0, equal_nan=True
+    )
+
+
+@pytest.mark.multiprocess
+def test_any_processor_can_compile_rounding():
+    program = """
+import numpy as np
+from biggraph.train.kernels import bfloat16
+out = bfloat16.empty(16).reshape(1, 16)
+bfloat16.across(np.ones((1, 20), np.float32), out)
+assert out.view(np.uint16).tolist() == [[0x3F80] * 20 + [0] * 12]
+"""
+    environment = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
+    subprocess.run([sys.executable, "-c", program], env=os.environ | environment, check=True)
 
 
 def test_what_is_not_a_number_or_infinite_stays_so():

@@ -23,6 +23,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.errors import NumbaTypeError
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
@@ -47,9 +48,10 @@ class _BFloat(ir.Type):  # type: ignore[misc]
         return 16  # all are equal
 
 
-_INT, _FLOAT = ir.IntType(32), ir.FloatType()
+_INT, _HALF, _FLOAT = ir.IntType(32), ir.IntType(16), ir.FloatType()
 _INTS, _FLOATS = ir.VectorType(_INT, LANES), ir.VectorType(_FLOAT, LANES)
-_BFLOATS, _DOUBLED = ir.VectorType(_BFloat(), LANES), ir.VectorType(_BFloat(), 2 * LANES)
+_HALVES, _DOUBLED = ir.VectorType(_HALF, LANES), ir.VectorType(_HALF, 2 * LANES)
+_BFLOATS, _FACTORS = ir.VectorType(_BFloat(), LANES), ir.VectorType(_BFloat(), 2 * LANES)
 
 
 def empty(size: int) -> Pairs:
@@ -135,6 +137,8 @@ class _Matrix:
     """Places in an array of two dimensions, or one, that compiled code was given."""
 
     def __init__(self, context: Any, builder: Any, array_type: Any, value: Any) -> None:
+        if array_type.layout != "C":
+            raise NumbaTypeError(f"{array_type}: compiled code expects neighbours side by side")
         self.builder = builder
         array = context.make_array(array_type)(context, builder, value)
         self.data, self.size = array.data, cgutils.unpack_tuple(builder, array.shape)
@@ -169,6 +173,23 @@ def _load_some(builder: Any, address: Any, count: Any) -> Any:
     return _call(builder, "llvm.masked.load.v16f32.p0", _FLOATS, address, four, mask, zeros)
 
 
+def _round(context: Any, builder: Any, floats: Any) -> Any:
+    """Return the bits of floats rounded to bfloat16, to even where two are as near.
+
+    Only where there are instructions for it: elsewhere compilers call functions for that type
+    which nobody brings.
+    """
+    if _has_instruction(context):
+        return builder.bitcast(builder.fptrunc(floats, _BFLOATS), _HALVES)
+    one, shift, most, quiet = (ir.Constant(_INTS, [n] * LANES) for n in (1, 16, 0x7FFF, 0x400000))
+    bits = builder.bitcast(floats, _INTS)
+    odd = builder.and_(builder.lshr(bits, shift), one)
+    rounded = builder.add(builder.add(bits, most), odd)
+    is_nan = builder.fcmp_unordered("uno", floats, floats)
+    bits = builder.select(is_nan, builder.or_(bits, quiet), rounded)
+    return builder.trunc(builder.lshr(bits, shift), _HALVES)
+
+
 def _packer(order: list[int]) -> Any:
     """Return what rounds two vectors of a matrix and puts them into one of pairs.
 
@@ -182,7 +203,7 @@ def _packer(order: list[int]) -> Any:
             halves = []
             for i, j, count in (cgutils.unpack_tuple(builder, part) for part in arguments[1:3]):
                 some = _load_some(builder, source.at(i, j, _FLOATS), count)
-                halves.append(builder.fptrunc(some, _BFLOATS))
+                halves.append(_round(context, builder, some))
             both = builder.shuffle_vector(*halves, ir.Constant(ir.VectorType(_INT, 32), order))
             row, column = cgutils.unpack_tuple(builder, arguments[4])
             builder.store(both, target.at(row, column, _DOUBLED), align=64)
@@ -242,12 +263,12 @@ def _has_instruction(context: Any) -> bool:
 def _add_products(context: Any, builder: Any, sums: Any, a: Any, b: Any) -> Any:
     """Return sums + both products of each of 16 pairs."""
     if _has_instruction(context):
-        a, b = (builder.bitcast(factor, _DOUBLED) for factor in (a, b))
+        a, b = (builder.bitcast(factor, _FACTORS) for factor in (a, b))
         return _call(builder, "llvm.x86.avx512bf16.dpbf16ps.512", _FLOATS, sums, a, b)
     half, upper = (ir.Constant(_INTS, [bits] * LANES) for bits in (16, 0xFFFF0000))
     for of in (lambda pairs: builder.shl(pairs, half), lambda pairs: builder.and_(pairs, upper)):
         floats = (builder.bitcast(of(factor), _FLOATS) for factor in (a, b))
-        sums = _call(builder, "llvm.fma.v16f32", _FLOATS, *floats, sums)
+        sums = _call(builder, "llvm.fmuladd.v16f32", _FLOATS, *floats, sums)
     return sums
 
 
