@@ -21,7 +21,7 @@ from biggraph.errors import BigGraphError, Interrupted
 from biggraph.log import Reporter
 from biggraph.storage.layout import CONFIG
 from biggraph.storage.opening import local_copy
-from biggraph.train.build import say_compiling
+from biggraph.train.build import gpu_of, say_compiling
 from biggraph.train.devices import RANK_VARIABLES
 from biggraph.train.roles import WORKER_VARIABLE, CoordinatorRole
 from biggraph.train.trainer import TrainResult
@@ -172,8 +172,9 @@ def open_cluster(config: Config, *, restart: bool, reporter: Reporter) -> LocalC
     """Open the coordinator of a run for `cluster.workers` workers on this machine.
 
     Raises:
-        BigGraphError: as `CoordinatorRole.open`.
+        BigGraphError: as `CoordinatorRole.open`; this machine cannot train as the run file says.
     """
+    gpu_of(config)  # or the run would be there before its workers refuse it
     role = CoordinatorRole.open(config, restart=restart, reporter=reporter)
     say_compiling(reporter, config)  # workers on this machine say nothing
     run_file = str(local_copy(role.directory.place, CONFIG))

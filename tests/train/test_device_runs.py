@@ -139,6 +139,7 @@ def test_a_run_without_its_gpu_is_refused_before_anything_is_written(
     ("settings", "message"),
     [
         ({"train": {"precision": "tf32"}}, "is for GPUs"),
+        ({"train": {"precision": "tf32"}, "cluster": {"workers": 2}}, "is for GPUs"),
         ({"train": {"precision": "bfloat16", "step": "reference"}}, "leave it out"),
         ({"train": {"precision": "bfloat16"}, "model": {"comparator": "l2"}}, "drown in rounding"),
     ],
