@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from biggraph.train.kernels import bfloat16, products
-from tests.train.test_kernels import Case, World
+from tests.train.test_kernels import CASES, Case, World
 
 
 def rounded(x):
@@ -106,21 +106,36 @@ def test_what_is_not_a_number_or_infinite_stays_so():
     assert scores[0, 1] == scores[2, 1] == -np.inf
 
 
+def assert_goes_along(case):
+    """The step of rounded factors goes where that of exact ones goes."""
+    rows, losses, before = {}, {}, {}
+    for rough in (False, True):
+        world = World(case)
+        before = {use: table.rows.clone() for use, table in world.tables.items()}
+        losses[rough] = world.compiled(rough=rough)(np.arange(case.size))
+        rows[rough] = {use: table.rows for use, table in world.tables.items()}
+    assert losses[True] == pytest.approx(losses[False], rel=0.02, abs=1e-3)
+    for use, start in before.items():
+        moved = (rows[False][use] - start).norm()
+        assert (rows[True][use] - rows[False][use]).norm() <= 0.03 * moved
+    return rows
+
+
 @pytest.mark.parametrize("reciprocal", [True, False])
 @pytest.mark.parametrize("comparator", ["dot", "cos"])
 @pytest.mark.parametrize("uniform", [7, 40])
 def test_a_step_goes_where_that_of_exact_products_goes(comparator, reciprocal, uniform):
     case = Case(comparator=comparator, reciprocal=reciprocal, in_batch=5, uniform=uniform,
                 dimension=34, size=23, outside=3)  # fmt: skip
-    rows, before = {}, None
-    for rough in (False, True):
-        world = World(case)
-        before = {use: table.rows.clone() for use, table in world.tables.items()}
-        world.compiled(rough=rough)(np.arange(case.size))
-        rows[rough] = {use: table.rows for use, table in world.tables.items()}
-    for use, start in before.items():
-        moved = (rows[False][use] - start).norm()
-        assert 0 < (rows[True][use] - rows[False][use]).norm() < 0.03 * moved
+    rows = assert_goes_along(case)
+    assert all((rows[True][use] != rows[False][use]).any() for use in rows[True])
+
+
+@settings(max_examples=100, deadline=None)
+@given(CASES, st.sampled_from(["dot", "cos"]), st.sampled_from(["softmax", "logistic"]))
+def test_any_step_goes_where_that_of_exact_products_goes(case, comparator, loss):
+    """Losses without a hinge, which rounding can put on either side."""
+    assert_goes_along(replace(case, comparator=comparator, loss=loss))
 
 
 def test_distances_stay_exact():
