@@ -200,12 +200,11 @@ class Screen:
         exact_Q = 1.01 * (score_Q + sums_Q + tiny_Q)
         width_Q = questions.residual_Q * length + (length_Q + questions.residual_Q) * residual
         rough_Q = exact_Q + 2 * sums_Q + _OUTPUT * (size_Q + width_Q + 2 * exact_Q + bias)
+        with np.errstate(over="ignore"):  # infinity is a bound too
+            rough_low_Q = (low_Q - rough_Q).astype(np.float32)
+            rough_high_Q = (high_Q + rough_Q).astype(np.float32)
         return Doubt(
-            width_Q.astype(np.float32),
-            (low_Q - rough_Q).astype(np.float32),
-            (high_Q + rough_Q).astype(np.float32),
-            low_Q - exact_Q,
-            high_Q + exact_Q,
+            width_Q.astype(np.float32), rough_low_Q, rough_high_Q, low_Q - exact_Q, high_Q + exact_Q
         )
 
 
@@ -233,4 +232,5 @@ _DISTANCES = (SquaredL2, L2)
 
 def _is_fast() -> bool:
     """Return whether this processor has instructions for bfloat16 products."""
-    return torch.cpu._is_avx512_bf16_supported()
+    asked: bool = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()  # private: may go
+    return asked

@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from biggraph.evaluate import screen
+from biggraph.evaluate.counting import Asked
 from biggraph.evaluate.filters import known_answers
 from biggraph.evaluate.numbering import Numbering
 from biggraph.evaluate.opening import model_of
@@ -140,6 +141,19 @@ def test_a_screen_that_does_not_pay_is_given_up(counted, monkeypatch):
     alone = Screen(COMPARATORS["dot"], wanted=True)
     alone._patience = 0
     assert alone.candidates(torch.ones(100, 8)) is None
+
+
+@pytest.mark.parametrize(("sign", "wins"), [(1, 0), (-1, 64)])
+def test_scores_of_truths_may_be_as_large_as_floats_are(sign, wins):
+    alone, none = Screen(COMPARATORS["dot"], wanted=True), np.zeros(256, np.int64)
+    score_Q = np.full(256, sign * np.finfo(np.float32).max, np.float32)
+    asked = Asked(np.arange(256), score_Q, score_Q, none, none)
+    questions = alone.questions(torch.ones(256, 8), asked)
+    higher, left = alone.count(
+        questions, alone.candidates(torch.ones(64, 8)), asked, np.arange(64), none[:0]
+    )
+    assert higher.tolist() == [wins] * 256
+    assert len(left) == 0
 
 
 def test_few_rows_and_unwanted_screens_prepare_nothing():
