@@ -134,10 +134,11 @@ def test_a_small_cache_trains_the_same_rows(graph_path, tmp_path):
     assert_same(tmp_path / "large", tmp_path / "small")
 
 
-def test_resuming_after_any_bucket_is_bit_identical(graph_path, tmp_path):
-    api.train(make_run(graph_path, tmp_path / "whole", train__memory=SMALL), quiet=True)
-    changes = {"train__commit_every": "0s", "train__memory": SMALL}
-    config = make_run(graph_path, tmp_path / "parts", **changes)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_resuming_after_any_bucket_is_bit_identical(graph_path, tmp_path, precision):
+    changes = {"train__memory": SMALL, "train__precision": precision}
+    api.train(make_run(graph_path, tmp_path / "whole", **changes), quiet=True)
+    config = make_run(graph_path, tmp_path / "parts", train__commit_every="0s", **changes)
     starts = 0
     while True:
         starts += 1
