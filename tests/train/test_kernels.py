@@ -208,6 +208,12 @@ def test_every_combination_does_what_the_reference_does(operator, comparator, lo
     assert_same(Case(operator, comparator, loss, reciprocal=reciprocal))
 
 
+@pytest.mark.parametrize("comparator", ["dot", "cos", "l2"])
+def test_own_candidates_beside_outside_ones_count_once(comparator):
+    """Rows get another gradient than the operator's parameters there."""
+    assert_same(Case(comparator=comparator, reciprocal=False, in_batch=3, uniform=2, outside=3))
+
+
 CASES = st.builds(
     Case,
     operator=st.sampled_from(sorted(OPERATORS)),

@@ -320,10 +320,12 @@ def _propagate(recipe, scale, query, keys, draw, scores, room):
     p_count, k_count = query.shape[0], keys.shape[0]
     first = 0 if draw.own else p_count
     dquery, dkeys = room.query_gradient[:p_count], room.key_gradient[:k_count]
-    # The score of the true entity has its place among those of candidates, masked until here.
-    joined = draw.own and scale == 1.0 and comparators.is_product(recipe.comparator)
-    for p in range(p_count if joined else 0):
-        scores[p, p] = room.positive_slope[p]
+    # The score of the true entity has its place among those of candidates, masked until here;
+    # where only candidates are scaled, it stays masked.
+    placed = draw.own and comparators.is_product(recipe.comparator)
+    joined = placed and scale == 1.0
+    for p in range(p_count if placed else 0):
+        scores[p, p] = room.positive_slope[p] if joined else _F(0.0)
     products.derive(recipe.rough, query, keys[first:], scores, dquery, dkeys[first:], room.pairs)
     dkeys[:first] = _F(0.0)
     comparators.add_lengths(recipe.comparator, query, room.query_sums, dquery)
