@@ -38,11 +38,11 @@ from biggraph.model.losses import make_loss
 from biggraph.model.model import build_model
 from biggraph.schema import EntityType, GraphSchema, RelationType
 from biggraph.sections import ModelSection, NegativesSection
-from biggraph.storage.table import EmbeddingTable
+from biggraph.storage.table import EmbeddingTable, empty
 from biggraph.train.batch import BatchMaker
 from biggraph.train.kernels.blas import one_thread
 from biggraph.train.kernels.step import CompiledStep
-from biggraph.train.step import StepSettings
+from biggraph.train.step import Lesson, StepSettings
 from biggraph.types import Edges, PartitionKey, Side
 
 ENTITY = "entity"
@@ -73,7 +73,7 @@ class Bench:
         schema = GraphSchema((EntityType(ENTITY, (asked.entities,)),), tuple(relations))
         self.model = build_model(ModelSection(dimension=asked.dimension), [], schema)
         generator = torch.Generator().manual_seed(asked.seed)
-        rows = torch.randn(asked.entities, asked.dimension, generator=generator) * 1e-3
+        rows = empty((asked.entities, asked.dimension)).normal_(0, 1e-3, generator=generator)
         table = EmbeddingTable(PartitionKey(ENTITY, 0), rows, torch.zeros(asked.entities), chain="")
         self.tables = {(side, ENTITY): table for side in Side}
         loss = make_loss("softmax", margin=0.0, temperature=0.0)
@@ -86,7 +86,7 @@ class Bench:
         sizes = {use: (len(table.rows),) * 2 + (0,) for use, table in self.tables.items()}
         step = CompiledStep(self.model, self.settings, maker)
         populations = maker.populations(self.edges, sizes)
-        step.begin(self.settings, self.tables, {}, self.edges, populations, seed=count)
+        step.begin(Lesson(self.settings, self.tables, {}, self.edges, populations, count))
         return step
 
     def rate(self, step: CompiledStep, seconds: float) -> dict[str, int]:

@@ -17,6 +17,17 @@ def test_each_way_gives_an_edge_as_many_negatives(module_of, count):
     assert (sections["unbatched"].in_batch, sections["unbatched"].uniform) == (1, count)
 
 
+def test_the_rates_of_all_ways_are_measured(module_of, capsys, monkeypatch):
+    options = "--entities 50 --edges 60 --communities 5 --dimension 4 --batch-size 20 --seconds 0"
+    arguments = ["negatives.py", *options.split(), "--negatives", "4", "--repeats", "1"]
+    monkeypatch.setattr("sys.argv", arguments)
+    module_of("negatives").main()
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    runs = [line for line in lines if line["measurement"] == "run"]
+    assert [run["way"] for run in runs] == ["batched", "half own", "unbatched"]
+    assert all(run["edges_per_s"] > 0 for run in runs)
+
+
 def test_the_table_of_negatives_has_medians_and_their_ratio(module_of, capsys):
     negatives = module_of("negatives")
     lines = [
