@@ -6,6 +6,7 @@
 max_restarts=20
 coordinator='' servers=() workers=()
 together=0 # 1: a signal that stops one of them has reached all
+signalled=0 # 1: such a signal came; bash may then not know with which status a child ended
 
 say() { echo "$launcher: $1" >&2; }
 
@@ -118,9 +119,11 @@ reap() {
 
 # End all for a reason and this script: give_up REASON STATUS-OF-ONE.
 give_up() {
-    [ "$2" -eq 130 ] || say "$1"
+    local status=$2
+    [ "$signalled" -eq 0 ] || status=130
+    [ "$status" -eq 130 ] || say "$1"
     stop
-    case $2 in 2 | 130) exit "$2" ;; *) exit 1 ;; esac
+    case $status in 2 | 130) exit "$status" ;; *) exit 1 ;; esac
 }
 
 # Wait for the end of the run, and end this script with it: when the coordinator ends, when a
@@ -141,6 +144,7 @@ attend() {
         wait -n || :
     done
     [ -z "$coordinator" ] || await "$coordinator" || status=$?
+    [ "$status" -eq 0 ] || [ "$signalled" -eq 0 ] || status=130
     if [ "$status" -ne 0 ] && { [ "$status" -ne 130 ] || [ "$together" -eq 0 ]; }; then stop; fi
     for pid in "${workers[@]}" "${servers[@]}"; do await "$pid" || :; done
     return "$status"

@@ -125,7 +125,7 @@ trap 'leave $?' EXIT
 
 # Slurm itself signals the steps, at the time limit and on scancel; this shell only waits for them.
 together=1
-trap : TERM INT USR1
+trap signalled=1 TERM INT USR1
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 first="--overlap --nodes=1 --ntasks=1 --nodelist=${SLURMD_NODENAME:-$(uname -n)}"
 set -- "cluster.secret_file=$secret_file" "$@"

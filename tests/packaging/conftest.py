@@ -33,6 +33,7 @@ record() {
 
 FAKES = {
     "biggraph": """
+trap 'exit 130' TERM # before anybody knows that it runs
 role=$1
 if [ "$role" = worker ]; then
     record "worker-$BIGGRAPH_WORKER" "$@"
@@ -49,9 +50,9 @@ set -- $plan
 while [ "$calls" -gt 1 ] && [ $# -gt 1 ]; do shift; calls=$((calls - 1)); done
 case $1 in
     run | finish)
-        trap 'exit 130' TERM
         while [ "$1" = run ] || [ ! -e "$FAKE/finished" ]; do sleep 0.05; done ;;
     after-*)
+        trap - TERM
         while [ ! -e "$FAKE/finished" ]; do sleep 0.05; done
         exit "${1#after-}" ;;
     *) exit "$1" ;;
