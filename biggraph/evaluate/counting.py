@@ -99,11 +99,8 @@ def add_counts(
             above, from_low = _not_minus_infinity(scores_BN, row), 0
         else:
             above, from_low = _above(scores_BN, row, low, high)
-        start, stop = asked.first_Q[q], asked.stop_Q[q]
-        start += np.searchsorted(answers_K[start:stop], numbers_N[0])
-        for k in range(start, stop):
-            if answers_K[k] > numbers_N[-1]:
-                break
+        first, stop = _known_here(asked, q, numbers_N, answers_K)
+        for k in range(first, stop):
             column = _column(numbers_N, answers_K[k])
             if column >= 0:
                 score = scores_BN[row, column]
@@ -129,6 +126,15 @@ def _not_minus_infinity(scores_BN: FloatArray, row: int) -> int:
     for j in range(scores_BN.shape[1]):
         found += scores_BN[row, j] != -np.inf
     return found
+
+
+@numba.njit(nogil=True, cache=True)  # type: ignore[misc, untyped-decorator, unused-ignore]
+def _known_here(asked: Asked, q: int, numbers_N: Numbers, answers_K: Numbers) -> tuple[int, int]:
+    """Return where a question's answers begin and end, of those from first to last number."""
+    start, stop = asked.first_Q[q], asked.stop_Q[q]
+    known = answers_K[start:stop]
+    first = np.searchsorted(known, numbers_N[0])
+    return start + first, start + np.searchsorted(known, numbers_N[-1], side="right")
 
 
 @numba.njit(nogil=True, cache=True)  # type: ignore[misc, untyped-decorator, unused-ignore]
@@ -181,11 +187,8 @@ def screened_counts(
         rough_high, width = doubt.rough_high_Q[q], doubt.width_Q[q]
         above = _above_all(rough_N, rough_high, width, products.share_N)
         _mark(rough_N, doubt.rough_low_Q[q], rough_high, width, products.share_N, marks_N)
-        start, stop = asked.first_Q[q], asked.stop_Q[q]
-        start += np.searchsorted(answers_K[start:stop], numbers_N[0])
-        for k in range(start, stop):
-            if answers_K[k] > numbers_N[-1]:
-                break
+        first, stop = _known_here(asked, q, numbers_N, answers_K)
+        for k in range(first, stop):
             column = _column(numbers_N, answers_K[k])
             if column >= 0:
                 above -= rough_N[column] > rough_high + width * products.share_N[column]
