@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[2] / "biggraph"
 
 # From the bottom up; a module belongs to the layer of the longest name that matches it.
 LAYERS = (
-    ("errors", "types", "log"),
+    ("errors", "types", "log", "compiled"),
     ("schema", "sections", "config"),
     ("graph", "model", "storage", "scheduling"),
     ("train", "dist"),

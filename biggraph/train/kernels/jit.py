@@ -1,12 +1,10 @@
-"""How kernels are compiled, and where compiled code is kept between runs.
+"""How kernels are compiled, and which sources their code belongs to.
 
 Knows nothing of what they compute.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,13 +13,13 @@ import numba
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.core import config as numba_config
 from numba.extending import intrinsic
+
+from biggraph.compiled import digest, folder, kept_in
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _njit: Any = numba.njit
-_config: Any = numba_config
 
 # Sums may be reordered and fused; not-a-number must stay what it is, for divergence to be seen.
 _MATH = {"reassoc", "contract", "arcp", "nsz"}
@@ -45,12 +43,9 @@ def kernel(function: F) -> F:
 
     The interpreter lock is free while it runs.
     """
-    before, _config.CACHE_DIR = _config.CACHE_DIR, str(_folder())
-    try:
-        options = {"nogil": True, "cache": True, "fastmath": _MATH, "error_model": "numpy"}
+    options = {"nogil": True, "cache": True, "fastmath": _MATH, "error_model": "numpy"}
+    with kept_in(_folder()):
         compiled: F = _njit(**options)(function)
-    finally:
-        _config.CACHE_DIR = before
     return compiled
 
 
@@ -60,24 +55,10 @@ def kept(name: str) -> bool:
 
 
 def _folder() -> Path:
-    """Return a folder that belongs to these very sources.
-
-    Numba looks only at the file of the function that it compiles, and would go on using the others
-    as they once were.
-    """
-    root = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME")
-    base = Path(root) if root else Path.home() / ".cache"
-    return base / "biggraph" / f"kernels-{_DIGEST}"
+    return folder(f"kernels-{_DIGEST}")
 
 
-def _digest() -> str:
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-_DIGEST = _digest()
+_DIGEST = digest(sorted(Path(__file__).parent.glob("*.py")))
 
 
 def _prefetch(typing_context: Any, array: Any, position: Any) -> Any:
