@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from biggraph.train.kernels import bfloat16, products
+from biggraph.train.kernels.vectors import LANES
 from tests.train.test_kernels import CASES, Case, World
 
 
@@ -25,13 +26,21 @@ def floats(rng, *shape):
 
 
 @numba.njit
-def score(query, keys, scores, pairs):
-    products.score(True, query, keys, scores, pairs)
-
-
-@numba.njit
-def derive(query, keys, slopes, query_gradient, key_gradient, pairs):
-    products.derive(True, query, keys, slopes, query_gradient, key_gradient, pairs)
+def multiply_all(query, keys, slopes, results, packed):
+    """Fill scores and gradients as a chunk does, with `slopes` for the derivatives of the loss."""
+    scores, query_gradient, key_gradient = results
+    p, k = scores.shape
+    products.take_keys(True, keys, packed)
+    rows = products.block(True, p, k)
+    flat = np.full(rows * k, np.nan, np.float32)
+    for begin in range(0, p, rows):
+        end = min(begin + rows, p)
+        here = products.scores_of(True, flat, begin, end, k)
+        products.score(True, query[begin:end], keys, here, packed)
+        scores[begin:end] = here
+        here[:] = slopes[begin:end]
+        products.derive_query(True, begin, here, keys, query_gradient[begin:end], packed)
+    products.derive_keys(True, slopes, query, key_gradient, packed)
 
 
 @settings(max_examples=150, deadline=None)
@@ -39,18 +48,14 @@ def derive(query, keys, slopes, query_gradient, key_gradient, pairs):
 def test_products_of_any_shape_are_those_of_rounded_factors(p, k, d, seed):
     rng = np.random.default_rng(seed)
     query, keys, slopes = floats(rng, p, d), floats(rng, k, d), floats(rng, p, k)
-    pairs = products.memory(p, k, d)
-    pairs[:] = 0xFFFFFFFF  # not a number: nothing of what was there may be used
-    scores, query_gradient, key_gradient = (
-        np.full((m, n), np.nan, np.float32) for m, n in ((p, k), (p, d), (k, d))
-    )
-    score(query, keys, scores, pairs)
-    pairs[:] = 0xFFFFFFFF
-    derive(query, keys, slopes, query_gradient, key_gradient, pairs)
+    packed = products.memory(p, k, d)
+    for pairs in packed:
+        pairs[:] = 0xFFFFFFFF  # not a number: nothing of what was there may be used
+    results = tuple(np.full(shape, np.nan, np.float32) for shape in ((p, k), (p, d), (k, d)))
+    multiply_all(query, keys, slopes, results, packed)
     q, key, s = rounded(query), rounded(keys), rounded(slopes)
-    np.testing.assert_allclose(scores, q @ key.T, atol=1e-4)
-    np.testing.assert_allclose(query_gradient, s @ key, atol=1e-4)
-    np.testing.assert_allclose(key_gradient, s.T @ q, atol=1e-4)
+    for found, wanted in zip(results, (q @ key.T, s @ key, s.T @ q), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 
 def test_processors_without_the_instruction_compute_the_same(monkeypatch):
@@ -60,7 +65,7 @@ def test_processors_without_the_instruction_compute_the_same(monkeypatch):
     for m, n, pairs in ((1, 1, 1), (4, 16, 3), (13, 100, 9), (50, 130, 8), (6, 33, 40)):
         left, right = floats(rng, m, 2 * pairs), floats(rng, 2 * pairs, n)
         bits = [torch.from_numpy(x).bfloat16().view(torch.int16).numpy() for x in (left, right)]
-        a, wide = bits[0].view(np.uint32), -(-n // bfloat16.LANES) * bfloat16.LANES
+        a, wide = bits[0].view(np.uint32), -(-n // LANES) * LANES
         b = bfloat16.empty(pairs * wide).reshape(pairs, wide)
         b[:, :n] = np.stack((bits[1][::2], bits[1][1::2]), 2).view(np.uint32)[:, :, 0]
         out = np.empty((m, n), np.float32)
@@ -100,7 +105,9 @@ def test_what_is_not_a_number_or_infinite_stays_so():
     query, keys, scores = np.ones((3, 4), np.float32), np.ones((2, 4), np.float32), np.empty((3, 2))
     query[1, 2], keys[1, 0] = np.nan, -np.inf
     scores = scores.astype(np.float32)
-    score(query, keys, scores, products.memory(3, 2, 4))
+    slopes, gradients = np.ones((3, 2), np.float32), (np.empty((3, 4)), np.empty((2, 4)))
+    gradients = tuple(x.astype(np.float32) for x in gradients)
+    multiply_all(query, keys, slopes, (scores, *gradients), products.memory(3, 2, 4))
     assert scores[:, 0].tolist()[::2] == [4, 4]
     assert np.isnan(scores[1]).all()
     assert scores[0, 1] == scores[2, 1] == -np.inf

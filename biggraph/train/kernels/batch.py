@@ -16,13 +16,13 @@ def differentiate(recipe, left, right, left_draw, right_draw, edges, room):
     """Fill the gradients of both ends' distinct rows and of the operators' parameters.
 
     Args:
-        recipe: see `chunk.Recipe`.
-        left: the left ends, see `chunk.End`.
+        recipe: see `task.Recipe`.
+        left: the left ends, see `task.End`.
         right: the right ends; the gradients may be the same memory as those of the left ends.
-        left_draw: candidates where left ends are replaced, see `chunk.Draw`.
+        left_draw: candidates where left ends are replaced, see `task.Draw`.
         right_draw: the same for right ends.
-        edges: see `chunk.Edges`.
-        room: see `chunk.Room`.
+        edges: see `task.Edges`.
+        room: see `task.Room`.
 
     Returns:
         The sum of weighted losses over edges and replaced sides, without the penalty.

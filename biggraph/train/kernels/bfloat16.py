@@ -23,15 +23,24 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.core.errors import NumbaTypeError
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from biggraph.train.kernels.jit import piece, routine
+from biggraph.train.kernels.vectors import (
+    FLOATS,
+    INT,
+    INTS,
+    LANES,
+    Matrix,
+    call,
+    first_lanes,
+    load_some,
+    spread,
+)
 
 Pairs = NDArray[np.uint32]
 
-LANES = 16
 _ROWS, _VECTORS = 5, 5  # of a tile: 25 of 32 registers hold its sums
 
 
@@ -48,8 +57,7 @@ class _BFloat(ir.Type):  # type: ignore[misc]
         return 16  # all are equal
 
 
-_INT, _HALF, _FLOAT = ir.IntType(32), ir.IntType(16), ir.FloatType()
-_INTS, _FLOATS = ir.VectorType(_INT, LANES), ir.VectorType(_FLOAT, LANES)
+_HALF = ir.IntType(16)
 _HALVES, _DOUBLED = ir.VectorType(_HALF, LANES), ir.VectorType(_HALF, 2 * LANES)
 _BFLOATS, _FACTORS = ir.VectorType(_BFloat(), LANES), ir.VectorType(_BFloat(), 2 * LANES)
 
@@ -133,46 +141,6 @@ def multiply(left, b, pairs, out):
         first += count
 
 
-class _Matrix:
-    """Places in an array of two dimensions, or one, that compiled code was given."""
-
-    def __init__(self, context: Any, builder: Any, array_type: Any, value: Any) -> None:
-        if array_type.layout != "C":
-            raise NumbaTypeError(f"{array_type}: compiled code expects neighbours side by side")
-        self.builder = builder
-        array = context.make_array(array_type)(context, builder, value)
-        self.data, self.size = array.data, cgutils.unpack_tuple(builder, array.shape)
-
-    def at(self, i: Any, j: Any, kind: Any) -> Any:
-        """Return the address of an element, as of a `kind`."""
-        place = self.builder.add(self.builder.mul(i, self.size[-1]), j)
-        return self.builder.bitcast(self.builder.gep(self.data, [place]), kind.as_pointer())
-
-
-def _first(builder: Any, count: Any) -> Any:
-    """Return a mask of the first `count` lanes."""
-    numbers = ir.Constant(_INTS, list(range(LANES)))
-    return builder.icmp_signed("<", numbers, _spread(builder, builder.trunc(count, _INT), _INTS))
-
-
-def _spread(builder: Any, value: Any, kind: Any) -> Any:
-    """Return a vector whose lanes are all `value`."""
-    one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(_INT, 0))
-    return builder.shuffle_vector(one, one, ir.Constant(_INTS, [0] * LANES))
-
-
-def _call(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
-    kind = ir.FunctionType(result, [argument.type for argument in arguments])
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
-
-
-def _load_some(builder: Any, address: Any, count: Any) -> Any:
-    """Return the first `count` of 16 floats, and zeros."""
-    four, zeros = ir.Constant(_INT, 4), ir.Constant(_FLOATS, [0.0] * LANES)
-    mask = _first(builder, count)
-    return _call(builder, "llvm.masked.load.v16f32.p0", _FLOATS, address, four, mask, zeros)
-
-
 def _round(context: Any, builder: Any, floats: Any) -> Any:
     """Return the bits of floats rounded to bfloat16, to even where two are as near.
 
@@ -181,8 +149,8 @@ def _round(context: Any, builder: Any, floats: Any) -> Any:
     """
     if _has_instruction(context):
         return builder.bitcast(builder.fptrunc(floats, _BFLOATS), _HALVES)
-    one, shift, most, quiet = (ir.Constant(_INTS, [n] * LANES) for n in (1, 16, 0x7FFF, 0x400000))
-    bits = builder.bitcast(floats, _INTS)
+    one, shift, most, quiet = (ir.Constant(INTS, [n] * LANES) for n in (1, 16, 0x7FFF, 0x400000))
+    bits = builder.bitcast(floats, INTS)
     odd = builder.and_(builder.lshr(bits, shift), one)
     rounded = builder.add(builder.add(bits, most), odd)
     is_nan = builder.fcmp_unordered("uno", floats, floats)
@@ -198,13 +166,13 @@ def _packer(order: list[int]) -> Any:
 
     def pack(typing_context: Any, x: Any, first: Any, second: Any, out: Any, place: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            source = _Matrix(context, builder, signature.args[0], arguments[0])
-            target = _Matrix(context, builder, signature.args[3], arguments[3])
+            source = Matrix(context, builder, signature.args[0], arguments[0])
+            target = Matrix(context, builder, signature.args[3], arguments[3])
             halves = []
             for i, j, count in (cgutils.unpack_tuple(builder, part) for part in arguments[1:3]):
-                some = _load_some(builder, source.at(i, j, _FLOATS), count)
+                some = load_some(builder, source.at(i, j, FLOATS), count)
                 halves.append(_round(context, builder, some))
-            both = builder.shuffle_vector(*halves, ir.Constant(ir.VectorType(_INT, 32), order))
+            both = builder.shuffle_vector(*halves, ir.Constant(ir.VectorType(INT, 32), order))
             row, column = cgutils.unpack_tuple(builder, arguments[4])
             builder.store(both, target.at(row, column, _DOUBLED), align=64)
             return context.get_dummy_value()
@@ -226,26 +194,25 @@ def _turn(typing_context: Any, x: Any, i: Any, j: Any, out: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         x, i, j, out = arguments
-        source = _Matrix(context, builder, signature.args[0], x)
-        target = _Matrix(context, builder, signature.args[3], out)
+        source = Matrix(context, builder, signature.args[0], x)
+        target = Matrix(context, builder, signature.args[3], out)
         last = builder.sub(source.size[0], ir.Constant(i.type, 1))
         rows = []
         for r in range(LANES):
             row = builder.add(i, ir.Constant(i.type, r))
             row = builder.select(builder.icmp_signed("<", row, last), row, last)
-            rows.append(builder.load(source.at(row, j, _INTS), align=64))
+            rows.append(builder.load(source.at(row, j, INTS), align=64))
         for width in (8, 4, 2, 1):
             low = [lane if not lane & width else lane - width + LANES for lane in range(LANES)]
             high = [lane + width if not lane & width else lane + LANES for lane in range(LANES)]
             for r in (r for r in range(LANES) if not r & width):
                 pair = rows[r], rows[r + width]
                 rows[r], rows[r + width] = (
-                    builder.shuffle_vector(*pair, ir.Constant(_INTS, order))
-                    for order in (low, high)
+                    builder.shuffle_vector(*pair, ir.Constant(INTS, order)) for order in (low, high)
                 )
         for r, row in enumerate(rows):
             place = builder.add(j, ir.Constant(j.type, r))
-            builder.store(row, target.at(place, i, _INTS), align=64)
+            builder.store(row, target.at(place, i, INTS), align=64)
         return context.get_dummy_value()
 
     return types.void(x, types.intp, types.intp, out), generate
@@ -264,11 +231,11 @@ def _add_products(context: Any, builder: Any, sums: Any, a: Any, b: Any) -> Any:
     """Return sums + both products of each of 16 pairs."""
     if _has_instruction(context):
         a, b = (builder.bitcast(factor, _FACTORS) for factor in (a, b))
-        return _call(builder, "llvm.x86.avx512bf16.dpbf16ps.512", _FLOATS, sums, a, b)
-    half, upper = (ir.Constant(_INTS, [bits] * LANES) for bits in (16, 0xFFFF0000))
+        return call(builder, "llvm.x86.avx512bf16.dpbf16ps.512", FLOATS, sums, a, b)
+    half, upper = (ir.Constant(INTS, [bits] * LANES) for bits in (16, 0xFFFF0000))
     for of in (lambda pairs: builder.shl(pairs, half), lambda pairs: builder.and_(pairs, upper)):
-        floats = (builder.bitcast(of(factor), _FLOATS) for factor in (a, b))
-        sums = _call(builder, "llvm.fmuladd.v16f32", _FLOATS, *floats, sums)
+        floats = (builder.bitcast(of(factor), FLOATS) for factor in (a, b))
+        sums = call(builder, "llvm.fmuladd.v16f32", FLOATS, *floats, sums)
     return sums
 
 
@@ -289,32 +256,32 @@ def _generator(vectors: int) -> Callable[..., Any]:
         left, b, pairs, out, place = arguments
         left, row, step = cgutils.unpack_tuple(builder, left)
         i, j = cgutils.unpack_tuple(builder, place)
-        left = _Matrix(context, builder, signature.args[0][0], left)
-        right = _Matrix(context, builder, signature.args[1], b)
-        product = _Matrix(context, builder, signature.args[3], out)
-        zeros, whole = ir.Constant(_FLOATS, [0.0] * LANES), i.type
+        left = Matrix(context, builder, signature.args[0][0], left)
+        right = Matrix(context, builder, signature.args[1], b)
+        product = Matrix(context, builder, signature.args[3], out)
+        zeros, whole = ir.Constant(FLOATS, [0.0] * LANES), i.type
         last = builder.sub(product.size[0], ir.Constant(whole, 1))
         rows = [builder.add(i, ir.Constant(whole, r)) for r in range(_ROWS)]
         rows = [builder.select(builder.icmp_signed("<", r, last), r, last) for r in rows]
         columns = [builder.add(j, ir.Constant(whole, LANES * v)) for v in range(vectors)]
-        sums = [[cgutils.alloca_once(builder, _FLOATS) for _ in columns] for _ in rows]
+        sums = [[cgutils.alloca_once(builder, FLOATS) for _ in columns] for _ in rows]
         for place in (place for line in sums for place in line):
             builder.store(zeros, place)
         with cgutils.for_range(builder, pairs) as loop:
             k = loop.index
-            factors = [builder.load(right.at(k, column, _INTS), align=64) for column in columns]
+            factors = [builder.load(right.at(k, column, INTS), align=64) for column in columns]
             for r, line in zip(rows, sums, strict=True):
                 place = builder.add(builder.mul(r, row), builder.mul(k, step))
                 pair = builder.load(builder.gep(left.data, [place]))
-                pair = _spread(builder, pair, _INTS)
+                pair = spread(builder, pair, INTS)
                 for factor, place in zip(factors, line, strict=True):
                     total = _add_products(context, builder, builder.load(place), pair, factor)
                     builder.store(total, place)
         for r, line in zip(rows, sums, strict=True):
             for column, place in zip(columns, line, strict=True):
-                mask = _first(builder, builder.sub(product.size[1], column))
-                _call(builder, "llvm.masked.store.v16f32.p0", ir.VoidType(), builder.load(place),
-                      product.at(r, column, _FLOATS), ir.Constant(_INT, 4), mask)  # fmt: skip
+                mask = first_lanes(builder, builder.sub(product.size[1], column))
+                call(builder, "llvm.masked.store.v16f32.p0", ir.VoidType(), builder.load(place),
+                     product.at(r, column, FLOATS), ir.Constant(INT, 4), mask)  # fmt: skip
         return context.get_dummy_value()
 
     return generate

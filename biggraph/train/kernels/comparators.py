@@ -106,46 +106,42 @@ def unmatched(code, query, key, score, slope, query_gradient, key_gradient):
 
 
 @piece
-def finish(code, scores, query_lengths, key_lengths, slopes):
-    """Turn dot products into scores, in place.
+def finish(code, row, query_length, key_lengths, slopes):
+    """Turn the dot products of one query into scores, in place.
 
-    slopes [P, K]: of the score by the squared distance; for distances.
+    slopes [K]: out, of the score by the squared distance; for distances.
     """
-    if is_product(code):
-        return
-    for p in range(scores.shape[0]):
-        row, slope, own = scores[p], slopes[p], query_lengths[p]
-        if code == SQUARED_L2:
-            for k in range(row.shape[0]):
-                square = own + key_lengths[k] - _F(2.0) * row[k]
-                row[k] = -max(square, _F(0.0))
-                slope[k] = _F(-1.0) if square >= _F(0.0) else _F(0.0)
-        else:
-            for k in range(row.shape[0]):
-                square = own + key_lengths[k] - _F(2.0) * row[k]
-                distance = np.sqrt(max(square, _F(0.0)) + _EPSILON)
-                row[k] = -distance
-                slope[k] = _F(-0.5) / distance if square >= _F(0.0) else _F(0.0)
+    if code == SQUARED_L2:
+        for k in range(row.shape[0]):
+            square = query_length + key_lengths[k] - _F(2.0) * row[k]
+            row[k] = -max(square, _F(0.0))
+            slopes[k] = _F(-1.0) if square >= _F(0.0) else _F(0.0)
+    elif code == L2:
+        for k in range(row.shape[0]):
+            square = query_length + key_lengths[k] - _F(2.0) * row[k]
+            distance = np.sqrt(max(square, _F(0.0)) + _EPSILON)
+            row[k] = -distance
+            slopes[k] = _F(-0.5) / distance if square >= _F(0.0) else _F(0.0)
 
 
 @piece
-def unfinish(code, gradient, slopes, row_sums, column_sums):
-    """gradient: in, of scores; out, of dot products. Sums it by query and key, for `add_lengths`.
+def unfinish(code, gradient, slopes, sums):
+    """Gradient [K]: in, of the scores of one query; out, of dot products. Return its sum.
+
+    sums [K]: what is summed by key, for `add_lengths`, as the result is to be by query.
 
     |q - k|^2 = |q|^2 + |k|^2 - 2 qk, so a gradient g of the square is -2 g of the product, and each
     length gets twice the sum of its g times its vector.
     """
+    total = _F(0.0)
     if is_product(code):
-        return
-    column_sums[:] = _F(0.0)
-    for p in range(gradient.shape[0]):
-        row, slope, total = gradient[p], slopes[p], _F(0.0)
-        for k in range(row.shape[0]):
-            g = row[k] * slope[k]
-            total += g
-            column_sums[k] += g
-            row[k] = _F(-2.0) * g
-        row_sums[p] = total
+        return total
+    for k in range(gradient.shape[0]):
+        g = gradient[k] * slopes[k]
+        total += g
+        sums[k] += g
+        gradient[k] = _F(-2.0) * g
+    return total
 
 
 @piece

@@ -23,18 +23,28 @@ _njit: Any = numba.njit
 
 # Sums may be reordered and fused; not-a-number must stay what it is, for divergence to be seen.
 _MATH = {"reassoc", "contract", "arcp", "nsz"}
+# References to arrays are not counted: counting costs more than a short row, and kernels make none.
+_OPTIONS = {"nogil": True, "_nrt": False, "fastmath": _MATH, "error_model": "numpy"}
 
 
 def piece(function: F) -> F:
     """Compile a function that kernels call, in each place anew."""
-    options = {"nogil": True, "fastmath": _MATH, "error_model": "numpy", "forceinline": True}
-    compiled: F = _njit(**options)(function)
+    compiled: F = _njit(**_OPTIONS, forceinline=True)(function)
+    return compiled
+
+
+def view(function: F) -> F:
+    """Compile a function that returns part of an array; its source stands in for each call.
+
+    Where references are not counted, no other function may return one.
+    """
+    compiled: F = _njit(inline="always")(function)
     return compiled
 
 
 def routine(function: F) -> F:
-    """Compile a function that kernels call, once: for what is long, and works for long."""
-    compiled: F = _njit(nogil=True, fastmath=_MATH, error_model="numpy")(function)
+    """Compile a function that kernels call, once: for what is long, or what makes arrays."""
+    compiled: F = _njit(**_OPTIONS | {"_nrt": True})(function)
     return compiled
 
 
@@ -43,9 +53,8 @@ def kernel(function: F) -> F:
 
     The interpreter lock is free while it runs.
     """
-    options = {"nogil": True, "cache": True, "fastmath": _MATH, "error_model": "numpy"}
     with kept_in(_folder()):
-        compiled: F = _njit(**options)(function)
+        compiled: F = _njit(**_OPTIONS, cache=True)(function)
     return compiled
 
 

@@ -1,4 +1,4 @@
-"""Losses and their derivatives over a block of positives; see `model.losses` for the formulae.
+"""Losses of a positive and their derivatives; see `model.losses` for the formulae.
 
 The scores of the negatives become the gradient in place.
 """
@@ -9,7 +9,8 @@ import numpy as np
 
 from biggraph.model import losses as model
 from biggraph.train.kernels.jit import piece
-from biggraph.train.kernels.mathematics import exp, largest, sigmoid, softplus
+from biggraph.train.kernels.mathematics import exp, sigmoid, softplus
+from biggraph.train.kernels.vectors import largest
 
 SOFTMAX, LOGISTIC, RANKING = range(3)
 
@@ -20,63 +21,20 @@ MASKED = _F(model.MASKED)
 
 
 @piece
-def differentiate(code, positive, scores, weight, margin, temperature, slope):
-    """Return the sum of weighted losses, in units of the loss.
+def differentiate(code, positive, negatives, margin, temperature, weight):
+    """Return the loss of one positive, and `weight` times its derivative by the positive's score.
 
     Args:
         code: of the loss.
-        positive: scores of the true entities, [P].
-        scores: of the negatives, [P, K], MASKED where they do not count; out, `weight` times the
-            derivatives of the losses by them.
-        weight: [P].
+        positive: score of the true entity.
+        negatives: scores [K], MASKED where they do not count; out, `weight` times the derivatives
+            of the loss by them.
         margin: of the ranking loss.
         temperature: of adversarial weights.
-        slope: out, `weight` times the derivatives by the true entities' scores, [P].
+        weight: of the positive.
     """
     if code == SOFTMAX:
-        return _softmax(positive, scores, weight, slope)
-    total = 0.0
-    for p in range(scores.shape[0]):
-        loss, slope[p] = _one(code, positive[p], scores[p], margin, temperature, weight[p])
-        total += loss * weight[p]
-    return total
-
-
-@piece
-def _softmax(positive, scores, weight, slope):
-    """-s + log(e^s + sum_j e^n_j) = softplus(log sum_j e^n_j - s).
-
-    Exponentials are taken of the block as a whole: rows are too short for long vectors.
-    """
-    tops = slope
-    for p in range(scores.shape[0]):
-        row, top = scores[p], largest(scores[p])
-        tops[p] = top
-        for k in range(row.shape[0]):
-            row[k] -= top
-    flat = scores.reshape(-1)
-    for i in range(flat.shape[0]):
-        flat[i] = exp(flat[i])
-    total = 0.0
-    for p in range(scores.shape[0]):
-        row, whole = scores[p], _F(0.0)
-        for k in range(row.shape[0]):
-            whole += row[k]
-        behind = tops[p] + np.log(whole) - positive[p]
-        change = weight[p] * sigmoid(behind)
-        if tops[p] <= _F(0.5) * MASKED:  # nothing but masked ones
-            behind, change = MASKED, _F(0.0)
-        factor = change / whole
-        for k in range(row.shape[0]):
-            row[k] *= factor
-        slope[p] = -change
-        total += softplus(behind) * weight[p]
-    return total
-
-
-@piece
-def _one(code, positive, negatives, margin, temperature, weight):
-    """Return the loss of one positive and `weight` times its derivative by the positive's score."""
+        return _softmax(positive, negatives, weight)
     if temperature == _F(0.0):
         share = _F(1.0) / max(_count(negatives), _F(1.0))
         if code == LOGISTIC:
@@ -85,6 +43,24 @@ def _one(code, positive, negatives, margin, temperature, weight):
     if code == LOGISTIC:
         return _adversarial_logistic(positive, negatives, temperature, weight)
     return _adversarial_ranking(positive, negatives, margin, temperature, weight)
+
+
+@piece
+def _softmax(positive, negatives, weight):
+    """-s + log(e^s + sum_j e^n_j) = softplus(log sum_j e^n_j - s)."""
+    top, whole = largest(negatives), _F(0.0)
+    for k in range(negatives.shape[0]):
+        power = exp(negatives[k] - top)
+        negatives[k] = power
+        whole += power
+    behind = top + np.log(whole) - positive
+    change = weight * sigmoid(behind)
+    if top <= _F(0.5) * MASKED:  # nothing but masked ones
+        behind, change = MASKED, _F(0.0)
+    factor = change / whole
+    for k in range(negatives.shape[0]):
+        negatives[k] *= factor
+    return softplus(behind), -change
 
 
 @piece

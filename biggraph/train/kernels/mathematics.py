@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
 from biggraph.train.kernels.jit import piece
@@ -67,12 +66,3 @@ def softplus(x):
 def sigmoid(x):
     """Return 1 / (1 + e^-x)."""
     return _F(1.0) / (_F(1.0) + exp(-x))
-
-
-@numba.njit(nogil=True, fastmath=True, error_model="numpy", forceinline=True)
-def largest(row):
-    """Return the largest number of a row; which one where some are not-a-number is not said."""
-    found = row[0]
-    for value in row:
-        found = value if value > found else found
-    return found

@@ -34,7 +34,9 @@ def apply(code, x, parameters, place, out):
     elif code == COMPLEX:
         _complex_apply(x, parameters, place, out)
     else:
-        out[:] = x
+        for p in range(x.shape[0]):
+            for d in range(x.shape[1]):
+                out[p, d] = x[p, d]
 
 
 @piece

@@ -2,82 +2,165 @@
 
     scores = query keys^T,  d query = (d scores) keys,  d keys = (d scores)^T query
 
-Shapes: query [P, D], keys [K, D], scores [P, K]; all float32. Knows nothing else of the step.
+Shapes: query [P, D], keys [K, D], scores [P, K]; all float32. Queries come in blocks, whose scores
+become gradients while they are in cache. Knows nothing else of the step.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from biggraph.train.kernels import bfloat16
-from biggraph.train.kernels.jit import piece
+from biggraph.train.kernels.jit import piece, routine, view
+from biggraph.train.kernels.vectors import LANES
 
-_LANES = bfloat16.LANES
+_TILES = 10  # rows of two tiles
+_CACHED = 32768  # scores that the second cache holds beside their factors
 
 
-def memory(p: int, k: int, d: int) -> bfloat16.Pairs:
+class Packed(NamedTuple):
+    """Memory for bfloat16 factors, flat; [0] where products are of float32.
+
+    Args:
+        query: a block's, pairs along rows.
+        keys: pairs along rows.
+        turned: of `keys`, turned.
+        keys_down: pairs down columns.
+        slopes: a block's, pairs along rows.
+        slopes_down: of all, pairs down columns.
+        query_down: of all, pairs down columns.
+    """
+
+    query: bfloat16.Pairs
+    keys: bfloat16.Pairs
+    turned: bfloat16.Pairs
+    keys_down: bfloat16.Pairs
+    slopes: bfloat16.Pairs
+    slopes_down: bfloat16.Pairs
+    query_down: bfloat16.Pairs
+
+
+def memory(p: int, k: int, d: int) -> Packed:
     """Return the memory that products of these shapes, and of smaller ones, need as bfloat16."""
-    return bfloat16.empty(
-        max(
-            (p + k) * _halved(d) + _halved(d) * _padded(k),
-            p * _halved(k) + (_half(k) + _half(p)) * _padded(d) + _half(p) * _padded(k),
-        )
+    return Packed(
+        query=bfloat16.empty(p * _halved(d)),
+        keys=bfloat16.empty(k * _halved(d)),
+        turned=bfloat16.empty(_halved(d) * _padded(k)),
+        keys_down=bfloat16.empty(_half(k) * _padded(d)),
+        slopes=bfloat16.empty(p * _halved(k)),
+        slopes_down=bfloat16.empty(_half(p) * _padded(k)),
+        query_down=bfloat16.empty(_half(p) * _padded(d)),
     )
 
 
 @piece
-def score(rough, query, keys, scores, pairs):
-    """Fill the scores.
+def block(rough, p, k):
+    """Return how many queries to take at a time.
+
+    BLAS is best with all. Else so many that their scores stay in cache and that each is worth
+    reading the keys again: an even number, for pairs, and a multiple of the rows of a tile.
+    """
+    return max(_CACHED // (max(k, 1) * _TILES) * _TILES, _TILES) if rough else p
+
+
+@view
+def scores_of(rough, flat, begin, end, k):
+    """Return memory for the scores of queries from `begin` to `end`, [end - begin, k].
+
+    Args:
+        rough: whether factors are rounded to bfloat16; then it is the same for all blocks.
+        flat: for the scores of all queries.
+        begin: see above.
+        end: see above.
+        k: count of keys.
+    """
+    start = 0 if rough else begin * k
+    return flat[start : start + (end - begin) * k].reshape(end - begin, k)
+
+
+@piece
+def take_keys(rough, keys, packed):
+    """Keep the keys, [K, D], for `score` and `derive_query`."""
+    if not rough:
+        return
+    k, d = keys.shape
+    along = _shaped(packed.keys, k, _halved(d))
+    bfloat16.across(keys, along)
+    bfloat16.turn(along, _shaped(packed.turned, _halved(d), _padded(k)))
+    bfloat16.down(keys, _shaped(packed.keys_down, _half(k), _padded(d)))
+
+
+@piece
+def score(rough, query, keys, scores, packed):
+    """Fill the scores of a block of queries.
 
     Args:
         rough: whether factors are rounded to bfloat16.
-        query: see above.
-        keys: see above.
-        scores: out.
-        pairs: see `memory`.
+        query: the block's, [rows, D].
+        keys: see `take_keys`.
+        scores: out, [rows, K].
+        packed: see `Packed`.
     """
     if not rough:
-        np.dot(query, keys.T, scores)
+        _multiply(query, keys.T, scores)
         return
-    (p, d), k = query.shape, keys.shape[0]
-    left, rest = _take(pairs, p, _halved(d))
-    right, rest = _take(rest, k, _halved(d))
-    turned, _ = _take(rest, _halved(d), _padded(k))
+    (rows, d), k = query.shape, keys.shape[0]
+    left = _shaped(packed.query, rows, _halved(d))
     bfloat16.across(query, left)
-    bfloat16.across(keys, right)
-    bfloat16.turn(right, turned)
+    turned = _shaped(packed.turned, _halved(d), _padded(k))
     bfloat16.multiply((left.reshape(-1), left.shape[1], 1), turned, _half(d), scores)
 
 
 @piece
-def derive(rough, query, keys, slopes, query_gradient, key_gradient, pairs):
-    """Fill the gradients of query and keys from that of the scores.
+def derive_query(rough, begin, slopes, keys, query_gradient, packed):
+    """Fill the gradient of a block of queries, and keep that of the scores for `derive_keys`.
 
     Args:
         rough: see `score`.
-        query: see above.
-        keys: see above.
-        slopes: gradient of the scores, [P, K].
-        query_gradient: out, [P, D].
-        key_gradient: out, [K, D].
-        pairs: see `memory`.
+        begin: the first query of the block.
+        slopes: gradient of the block's scores, [rows, K].
+        keys: see `take_keys`.
+        query_gradient: out, [rows, D].
+        packed: see `Packed`.
     """
     if not rough:
-        np.dot(slopes, keys, query_gradient)
-        np.dot(slopes.T, query, key_gradient)
+        _multiply(slopes, keys, query_gradient)
         return
-    (p, d), k = query.shape, keys.shape[0]
-    along, rest = _take(pairs, p, _halved(k))
-    right, rest = _take(rest, _half(k), _padded(d))
-    bfloat16.across(slopes, along)
-    bfloat16.down(keys, right)
-    bfloat16.multiply((along.reshape(-1), along.shape[1], 1), right, _half(k), query_gradient)
-    standing, rest = _take(rest, _half(p), _padded(k))
-    right, _ = _take(rest, _half(p), _padded(d))
-    bfloat16.down(slopes, standing)
+    (rows, k), d = slopes.shape, keys.shape[1]
+    left = _shaped(packed.slopes, rows, _halved(k))
+    bfloat16.across(slopes, left)
+    right = _shaped(packed.keys_down, _half(k), _padded(d))
+    bfloat16.multiply((left.reshape(-1), left.shape[1], 1), right, _half(k), query_gradient)
+    kept = packed.slopes_down[begin // 2 * _padded(k) :]
+    bfloat16.down(slopes, _shaped(kept, _half(rows), _padded(k)))
+
+
+@piece
+def derive_keys(rough, slopes, query, key_gradient, packed):
+    """Fill the gradient of the keys.
+
+    Args:
+        rough: see `score`.
+        slopes: gradient of all scores, [P, K]; not used where rough.
+        query: all queries, [P, D].
+        key_gradient: out, [K, D].
+        packed: see `Packed`.
+    """
+    if not rough:
+        _multiply(slopes.T, query, key_gradient)
+        return
+    (p, d), k = query.shape, key_gradient.shape[0]
+    left = _shaped(packed.slopes_down, _half(p), _padded(k))
+    right = _shaped(packed.query_down, _half(p), _padded(d))
     bfloat16.down(query, right)
-    factor = standing.reshape(-1), 1, standing.shape[1]
-    bfloat16.multiply(factor, right, _half(p), key_gradient)
+    bfloat16.multiply((left.reshape(-1), 1, left.shape[1]), right, _half(p), key_gradient)
+
+
+@routine
+def _multiply(a, b, out):
+    np.dot(a, b, out)
 
 
 @piece
@@ -88,7 +171,7 @@ def _half(count):
 
 @piece
 def _padded(count):
-    return (count + _LANES - 1) // _LANES * _LANES
+    return (count + LANES - 1) // LANES * LANES
 
 
 @piece
@@ -96,8 +179,6 @@ def _halved(count):
     return _padded(_half(count))
 
 
-@piece
-def _take(pairs, rows, width):
-    """Return a matrix in memory of pairs, and the rest."""
-    size = rows * width
-    return pairs[:size].reshape(rows, width), pairs[size:]
+@view
+def _shaped(memory, rows, width):
+    return memory[: rows * width].reshape(rows, width)

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from biggraph.train.kernels import products
-from biggraph.train.kernels.chunk import Draw, Room
 from biggraph.train.kernels.distinct import number
+from biggraph.train.kernels.task import Draw, Room
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -76,12 +76,11 @@ class RoomMaker:
 
     Args:
         dimension: D.
-        slopes: whether the comparator needs them.
         rough: whether products are of bfloat16.
     """
 
-    def __init__(self, dimension: int, *, slopes: bool, rough: bool) -> None:
-        self._dimension, self._slopes, self._rough = dimension, slopes, rough
+    def __init__(self, dimension: int, *, rough: bool) -> None:
+        self._dimension, self._rough = dimension, rough
         self._shape = (0, 0)
         self._room: Room | None = None
 
@@ -97,7 +96,7 @@ class RoomMaker:
         def floats(*shape: int) -> Floats:
             return np.empty(shape, np.float32)
 
-        d, scores = self._dimension, floats(p * k)
+        d = self._dimension
         return Room(
             anchor=floats(p, d),
             query=floats(p, d),
@@ -112,8 +111,8 @@ class RoomMaker:
             key_gradient=floats(k, d),
             key_lengths=floats(k),
             key_sums=floats(k),
-            scores=scores,
-            slopes=floats(p * k) if self._slopes else scores,
+            scores=floats(p * k),
+            slopes=floats(k),
             first_place=np.zeros(k, np.int32),
-            pairs=products.memory(p, k, d) if self._rough else np.empty(0, np.uint32),
+            packed=products.memory(p, k, d) if self._rough else products.memory(0, 0, 0),
         )

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from biggraph.model.negatives import Population, far_count
 from biggraph.train.batch import BatchMaker
-from biggraph.train.kernels.chunk import Draw
 from biggraph.train.kernels.draws import draw_ids, draw_kept, weigh
+from biggraph.train.kernels.task import Draw
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]

@@ -15,10 +15,10 @@ from biggraph.storage.table import EmbeddingTable
 from biggraph.train.batch import BatchMaker
 from biggraph.train.kernels import comparators, losses, operators
 from biggraph.train.kernels.batch import differentiate
-from biggraph.train.kernels.chunk import Draw, Edges, End, Recipe
 from biggraph.train.kernels.distinct import adagrad, gather_columns, row_adagrad
 from biggraph.train.kernels.room import Buffer, Numbering, RoomMaker
 from biggraph.train.kernels.sampler import Sampler, nothing
+from biggraph.train.kernels.task import Draw, Edges, End, Recipe
 from biggraph.train.step import Lesson, StepSettings
 from biggraph.types import Side
 
@@ -85,7 +85,7 @@ class CompiledStep:
         self._comparator = comparators.CODES[type(model.comparator)]
         distance = self._comparator in (comparators.L2, comparators.SQUARED_L2)
         self._rough = rough and not distance
-        self._rooms = RoomMaker(model.dimension, slopes=distance, rough=self._rough)
+        self._rooms = RoomMaker(model.dimension, rough=self._rough)
         self._relations = Numbering()
         self._rows = {side: Numbering() for side in Side}
         self._buffers = {(side, use): Buffer() for side in Side for use in _USES}
