@@ -20,7 +20,7 @@ from biggraph.sections import ModelSection, NegativesSection, RelationConfig
 from biggraph.storage.table import EmbeddingTable
 from biggraph.train.batch import Batch, BatchMaker
 from biggraph.train.bucket import BucketTrainer
-from biggraph.train.kernels import batch, distinct, draws, jit, mathematics, vectors
+from biggraph.train.kernels import batch, distinct, draws, jit, losses, mathematics, vectors
 from biggraph.train.kernels.compiling import compile_all
 from biggraph.train.kernels.room import Numbering
 from biggraph.train.kernels.step import CompiledStep
@@ -306,6 +306,21 @@ def test_what_is_not_a_number_stays_so():
         return mathematics.exp(value), mathematics.softplus(value), mathematics.sigmoid(value)
 
     assert np.isnan(of(np.float32("nan"))).all()
+
+
+@pytest.mark.parametrize("place", [0, 7, 19])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("loss", sorted(losses.CODES.values()))
+def test_a_candidate_that_is_not_a_number_makes_the_loss_none(loss, temperature, place):
+    @numba.njit
+    def differentiate(negatives):
+        some = np.float32(0.5), negatives, np.float32(0.1), np.float32(temperature), np.float32(1)
+        return losses.differentiate(loss, *some)
+
+    negatives = np.linspace(-1, 1, 20, dtype=np.float32)
+    assert np.isfinite(differentiate(negatives.copy())).all()
+    negatives[place] = np.nan
+    assert np.isnan(differentiate(negatives)[0])
 
 
 def test_the_largest_of_a_row_of_any_length():

@@ -9,7 +9,7 @@ import numba
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from biggraph.train.kernels import bfloat16, products
@@ -35,7 +35,7 @@ def multiply_all(query, keys, slopes, results, packed):
     flat = np.full(rows * k, np.nan, np.float32)
     for begin in range(0, p, rows):
         end = min(begin + rows, p)
-        here = products.scores_of(True, flat, begin, end, k)
+        here = products.scores_of(flat, end - begin, k)
         products.score(True, query[begin:end], keys, here, packed)
         scores[begin:end] = here
         here[:] = slopes[begin:end]
@@ -45,6 +45,8 @@ def multiply_all(query, keys, slopes, results, packed):
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(1, 70), st.integers(1, 180), st.integers(1, 90), st.integers(0, 99))
+@example(61, 700, 33, 0)  # blocks of 40 and 21
+@example(25, 3500, 5, 0)  # of 10, 10 and 5
 def test_products_of_any_shape_are_those_of_rounded_factors(p, k, d, seed):
     rng = np.random.default_rng(seed)
     query, keys, slopes = floats(rng, p, d), floats(rng, k, d), floats(rng, p, k)
@@ -55,7 +57,7 @@ def test_products_of_any_shape_are_those_of_rounded_factors(p, k, d, seed):
     multiply_all(query, keys, slopes, results, packed)
     q, key, s = rounded(query), rounded(keys), rounded(slopes)
     for found, wanted in zip(results, (q @ key.T, s @ key, s.T @ q), strict=True):
-        np.testing.assert_allclose(found, wanted, atol=1e-4)
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-4)
 
 
 def test_processors_without_the_instruction_compute_the_same(monkeypatch):
@@ -136,6 +138,11 @@ def test_a_step_goes_where_that_of_exact_products_goes(comparator, reciprocal, u
                 dimension=34, size=23, outside=3)  # fmt: skip
     rows = assert_goes_along(case)
     assert all((rows[True][use] != rows[False][use]).any() for use in rows[True])
+
+
+def test_a_step_of_several_blocks_goes_where_that_of_exact_products_goes():
+    assert products.block.py_func(True, 45, 945) == 30
+    assert_goes_along(Case(in_batch=45, uniform=900, size=70, dimension=34))
 
 
 @settings(max_examples=100, deadline=None)

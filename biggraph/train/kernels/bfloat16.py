@@ -41,7 +41,7 @@ from biggraph.train.kernels.vectors import (
 
 Pairs = NDArray[np.uint32]
 
-_ROWS, _VECTORS = 5, 5  # of a tile: 25 of 32 registers hold its sums
+ROWS, _VECTORS = 5, 5  # of a tile: 25 of 32 registers hold its sums
 
 
 class _BFloat(ir.Type):  # type: ignore[misc]
@@ -127,7 +127,7 @@ def multiply(left, b, pairs, out):
     tiles, first = -(-vectors // _VECTORS), 0
     for t in range(tiles):
         count = (vectors - first) // (tiles - t)
-        for i in range(0, m, _ROWS):
+        for i in range(0, m, ROWS):
             if count == 5:
                 _tile5(left, b, pairs, out, (i, first * LANES))
             elif count == 4:
@@ -261,7 +261,7 @@ def _generator(vectors: int) -> Callable[..., Any]:
         product = Matrix(context, builder, signature.args[3], out)
         zeros, whole = ir.Constant(FLOATS, [0.0] * LANES), i.type
         last = builder.sub(product.size[0], ir.Constant(whole, 1))
-        rows = [builder.add(i, ir.Constant(whole, r)) for r in range(_ROWS)]
+        rows = [builder.add(i, ir.Constant(whole, r)) for r in range(ROWS)]
         rows = [builder.select(builder.icmp_signed("<", r, last), r, last) for r in rows]
         columns = [builder.add(j, ir.Constant(whole, LANES * v)) for v in range(vectors)]
         sums = [[cgutils.alloca_once(builder, FLOATS) for _ in columns] for _ in rows]

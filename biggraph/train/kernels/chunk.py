@@ -1,4 +1,4 @@
-"""One replaced side of one chunk: scores, loss and all gradients, in blocks that stay in cache.
+"""One replaced side of one chunk: scores, loss and all gradients.
 
     query = prepare(operator(anchor * keep))      [P, D]
     keys  = prepare(operator(own, drawn, far))    [K, D], true ones first
@@ -7,7 +7,8 @@
     d query = d score . keys                      for each block
     d keys = d score^T . query                    of all, and back through the rest
 
-Where the chunk's own entities are candidates `first` is 0, else P.
+Where the chunk's own entities are candidates `first` is 0, else P. A block is what stays in cache,
+or all, see `products.block`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _F = np.float32
 def train_side(recipe, chunk, anchor, own, draw, edges, room):
     """Add the gradients of one replaced side of a chunk; return the sum of its weighted losses.
 
-    Args: see `Task`.
+    Args: of these names in `Task`.
     """
     start = chunk * recipe.chunk
     stop = min(start + recipe.chunk, edges.place.shape[0])
@@ -41,13 +42,13 @@ def train_side(recipe, chunk, anchor, own, draw, edges, room):
     total, rows = 0.0, products.block(recipe.rough, p_count, k_count - first)
     for begin in range(0, p_count, rows):
         end = min(begin + rows, p_count)
-        scores = products.scores_of(recipe.rough, room.scores, begin, end, k_count - first)
+        scores = products.scores_of(room.scores, end - begin, k_count - first)
         products.score(recipe.rough, query[begin:end], keys[first:], scores, room.packed)
         for p in range(begin, end):
             total += _differentiate(task, p, query, keys, scores[p - begin])
         gradient = room.query_gradient[begin:end]
         products.derive_query(recipe.rough, begin, scores, keys[first:], gradient, room.packed)
-    scores = room.scores[: p_count * (k_count - first)].reshape(p_count, k_count - first)
+    scores = products.scores_of(room.scores, p_count, k_count - first)
     products.derive_keys(recipe.rough, scores, query, room.key_gradient[first:k_count], room.packed)
     _finish_candidates(task, keys)
     if not _is_joined(task):

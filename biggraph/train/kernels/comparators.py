@@ -1,7 +1,7 @@
-"""Comparators and their derivatives over blocks; see `model.comparators` for the formulae.
+"""Comparators and their derivatives; see `model.comparators` for the formulae.
 
-All rest on the matrix of dot products of prepared rows. Shapes: queries [P, D], keys [K, D], the
-true ones first, scores [P, K - first], of the keys from `first` on.
+All rest on the matrix of dot products of prepared rows, queries [P, D] with keys [K, D], of which
+one row, of one query, is finished at a time.
 """
 
 from __future__ import annotations

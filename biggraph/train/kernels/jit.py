@@ -23,7 +23,8 @@ _njit: Any = numba.njit
 
 # Sums may be reordered and fused; not-a-number must stay what it is, for divergence to be seen.
 _MATH = {"reassoc", "contract", "arcp", "nsz"}
-# References to arrays are not counted: counting costs more than a short row, and kernels make none.
+# References to arrays are not counted: that costs more than a short row, and kernels make none.
+# Numba has the option without documenting it, and refuses to compile what needs counts.
 _OPTIONS = {"nogil": True, "_nrt": False, "fastmath": _MATH, "error_model": "numpy"}
 
 
@@ -43,7 +44,10 @@ def view(function: F) -> F:
 
 
 def routine(function: F) -> F:
-    """Compile a function that kernels call, once: for what is long, or what makes arrays."""
+    """Compile a function that kernels call, once: for what is long.
+
+    And for products by BLAS, which Numba gives only where references are counted.
+    """
     compiled: F = _njit(**_OPTIONS | {"_nrt": True})(function)
     return compiled
 

@@ -16,7 +16,7 @@ from biggraph.train.kernels import bfloat16
 from biggraph.train.kernels.jit import piece, routine, view
 from biggraph.train.kernels.vectors import LANES
 
-_TILES = 10  # rows of two tiles
+_TILES = 2 * bfloat16.ROWS
 _CACHED = 32768  # scores that the second cache holds beside their factors
 
 
@@ -24,11 +24,11 @@ class Packed(NamedTuple):
     """Memory for bfloat16 factors, flat; [0] where products are of float32.
 
     Args:
-        query: a block's, pairs along rows.
+        query: a block's, pairs along rows; room for all, since with fewer keys a block has more.
         keys: pairs along rows.
         turned: of `keys`, turned.
         keys_down: pairs down columns.
-        slopes: a block's, pairs along rows.
+        slopes: a block's, as `query`.
         slopes_down: of all, pairs down columns.
         query_down: of all, pairs down columns.
     """
@@ -44,14 +44,19 @@ class Packed(NamedTuple):
 
 def memory(p: int, k: int, d: int) -> Packed:
     """Return the memory that products of these shapes, and of smaller ones, need as bfloat16."""
+    # The pieces below say the same of these numbers; called from here they would be compiled.
+    half_p, half_k, half_d = ((n + 1) // 2 for n in (p, k, d))
+    wide_k, wide_d, wide_half_k, wide_half_d = (
+        -(-n // LANES) * LANES for n in (k, d, half_k, half_d)
+    )
     return Packed(
-        query=bfloat16.empty(p * _halved(d)),
-        keys=bfloat16.empty(k * _halved(d)),
-        turned=bfloat16.empty(_halved(d) * _padded(k)),
-        keys_down=bfloat16.empty(_half(k) * _padded(d)),
-        slopes=bfloat16.empty(p * _halved(k)),
-        slopes_down=bfloat16.empty(_half(p) * _padded(k)),
-        query_down=bfloat16.empty(_half(p) * _padded(d)),
+        query=bfloat16.empty(p * wide_half_d),
+        keys=bfloat16.empty(k * wide_half_d),
+        turned=bfloat16.empty(wide_half_d * wide_k),
+        keys_down=bfloat16.empty(half_k * wide_d),
+        slopes=bfloat16.empty(p * wide_half_k),
+        slopes_down=bfloat16.empty(half_p * wide_k),
+        query_down=bfloat16.empty(half_p * wide_d),
     )
 
 
@@ -66,18 +71,9 @@ def block(rough, p, k):
 
 
 @view
-def scores_of(rough, flat, begin, end, k):
-    """Return memory for the scores of queries from `begin` to `end`, [end - begin, k].
-
-    Args:
-        rough: whether factors are rounded to bfloat16; then it is the same for all blocks.
-        flat: for the scores of all queries.
-        begin: see above.
-        end: see above.
-        k: count of keys.
-    """
-    start = 0 if rough else begin * k
-    return flat[start : start + (end - begin) * k].reshape(end - begin, k)
+def scores_of(flat, rows, k):
+    """Return memory for the scores of so many queries, [rows, k], at the start of a flat one."""
+    return flat[: rows * k].reshape(rows, k)
 
 
 @piece
@@ -119,7 +115,7 @@ def derive_query(rough, begin, slopes, keys, query_gradient, packed):
 
     Args:
         rough: see `score`.
-        begin: the first query of the block.
+        begin: the first query of the block; even, as those of `block` are.
         slopes: gradient of the block's scores, [rows, K].
         keys: see `take_keys`.
         query_gradient: out, [rows, D].

@@ -105,7 +105,6 @@ class RoomMaker:
             query_sums=floats(p),
             positive=floats(p),
             positive_slope=floats(p),
-            weight=floats(p),
             keys_before=floats(k, d),
             keys=floats(k, d),
             key_gradient=floats(k, d),

@@ -78,7 +78,7 @@ class Draw(NamedTuple):
         far_rows: rows of the reservoir, float32 [S, D].
         far: int64 [C, M], rows of the reservoir; or [1, M].
         log_weight: float32 [C, candidates], or [0, 0] where losses do not use it.
-        row_scale: factor of the gradient of drawn rows.
+        row_scale: factor of the gradient of rows as candidates, but not of those from outside.
         keep: dropout factors of the anchors, float32 [B, D], or [0, 0].
     """
 
@@ -116,7 +116,6 @@ class Room(NamedTuple):
         query_sums: [P], see `comparators.unfinish`.
         positive: [P], scores of the true entities.
         positive_slope: [P], derivatives by them.
-        weight: [P], of the chunk's edges, times `Recipe.scale`.
         keys_before: before the operator, [K, D].
         keys: [K, D].
         key_gradient: [K, D].
@@ -135,7 +134,6 @@ class Room(NamedTuple):
     query_sums: Floats
     positive: Floats
     positive_slope: Floats
-    weight: Floats
     keys_before: Floats
     keys: Floats
     key_gradient: Floats
