@@ -17,6 +17,7 @@ from biggraph.errors import ConfigError
 from biggraph.evaluate import evaluate as evaluation
 from biggraph.evaluate.evaluate import Evaluation, Settings
 from biggraph.evaluate.opening import graph_of
+from biggraph.graph.compiled import kept
 from biggraph.graph.importer import import_graph as import_sources
 from biggraph.graph.spec import ImportReport, ImportSpec
 from biggraph.log import Reporter
@@ -73,6 +74,8 @@ def import_graph(  # noqa: PLR0913 - mirrors the command line
     run_file = _config(config) if config is not None else make_config({})
     section = run_file.import_
     with Reporter(quiet=quiet) as reporter:
+        if not kept():
+            reporter.say("compiling the importer, for some seconds; later runs find it compiled")
         spec = ImportSpec(
             valid=valid,
             test=test,

@@ -22,8 +22,17 @@ def compiled(function: Any) -> Any:
 
     The interpreter lock is free while it runs.
     """
-    with kept_in(folder(f"graph-{_DIGEST}")):
+    with kept_in(_folder()):
         return _njit(cache=True, nogil=True)(function)
+
+
+def kept() -> bool:
+    """Tell whether an earlier run compiled any of them."""
+    return any(_folder().glob("**/*.nbi"))
+
+
+def _folder() -> Path:
+    return folder(f"graph-{_DIGEST}")
 
 
 def _digest(sources: Path) -> str:

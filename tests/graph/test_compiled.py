@@ -51,3 +51,15 @@ def test_compiled_code_belongs_to_the_sources_it_was_made_of(tmp_path, monkeypat
 
 def one_more(value):
     return value + 1
+
+
+def test_the_first_import_of_a_machine_says_that_it_compiles(tmp_path, monkeypatch, capsys):
+    (tmp_path / "edges.tsv").write_text("a\tr\tb\n")
+    said = "compiling the importer"
+    monkeypatch.setattr(compiled, "folder", lambda name: tmp_path / "cache" / name)
+    for number, expected in enumerate((True, False)):
+        biggraph.import_graph(tmp_path / "edges.tsv", tmp_path / f"graph{number}")
+        assert (said in capsys.readouterr().err) is expected
+        code = compiled.folder(f"graph-{compiled._DIGEST}")
+        code.mkdir(parents=True, exist_ok=True)
+        (code / "function.nbi").touch()
