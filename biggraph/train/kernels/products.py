@@ -102,11 +102,8 @@ def score(rough, query, keys, scores, packed):
     if not rough:
         _multiply(query, keys.T, scores)
         return
-    (rows, d), k = query.shape, keys.shape[0]
-    left = _shaped(packed.query, rows, _halved(d))
-    bfloat16.across(query, left)
-    turned = _shaped(packed.turned, _halved(d), _padded(k))
-    bfloat16.multiply((left.reshape(-1), left.shape[1], 1), turned, _half(d), scores)
+    turned = _shaped(packed.turned, _halved(keys.shape[1]), _padded(keys.shape[0]))
+    _multiply_rounded(query, packed.query, turned, scores)
 
 
 @piece
@@ -124,11 +121,9 @@ def derive_query(rough, begin, slopes, keys, query_gradient, packed):
     if not rough:
         _multiply(slopes, keys, query_gradient)
         return
-    (rows, k), d = slopes.shape, keys.shape[1]
-    left = _shaped(packed.slopes, rows, _halved(k))
-    bfloat16.across(slopes, left)
-    right = _shaped(packed.keys_down, _half(k), _padded(d))
-    bfloat16.multiply((left.reshape(-1), left.shape[1], 1), right, _half(k), query_gradient)
+    rows, k = slopes.shape
+    right = _shaped(packed.keys_down, _half(k), _padded(keys.shape[1]))
+    _multiply_rounded(slopes, packed.slopes, right, query_gradient)
     kept = packed.slopes_down[begin // 2 * _padded(k) :]
     bfloat16.down(slopes, _shaped(kept, _half(rows), _padded(k)))
 
@@ -157,6 +152,14 @@ def derive_keys(rough, slopes, query, key_gradient, packed):
 @routine
 def _multiply(a, b, out):
     np.dot(a, b, out)
+
+
+@piece
+def _multiply_rounded(x, memory, right, out):
+    """Fill out = x right, with x rounded into memory; right holds pairs down columns."""
+    left = _shaped(memory, x.shape[0], _halved(x.shape[1]))
+    bfloat16.across(x, left)
+    bfloat16.multiply((left.reshape(-1), left.shape[1], 1), right, _half(x.shape[1]), out)
 
 
 @piece
