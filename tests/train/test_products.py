@@ -46,7 +46,7 @@ def multiply_all(query, keys, slopes, results, packed):
 @settings(max_examples=150, deadline=None)
 @given(st.integers(1, 70), st.integers(1, 180), st.integers(1, 90), st.integers(0, 99))
 @example(61, 700, 33, 0)  # blocks of 40 and 21
-@example(25, 3500, 5, 0)  # of 10, 10 and 5
+@example(25, 1640, 5, 0)  # of 10, 10 and 5
 def test_products_of_any_shape_are_those_of_rounded_factors(p, k, d, seed):
     rng = np.random.default_rng(seed)
     query, keys, slopes = floats(rng, p, d), floats(rng, k, d), floats(rng, p, k)
@@ -57,7 +57,7 @@ def test_products_of_any_shape_are_those_of_rounded_factors(p, k, d, seed):
     multiply_all(query, keys, slopes, results, packed)
     q, key, s = rounded(query), rounded(keys), rounded(slopes)
     for found, wanted in zip(results, (q @ key.T, s @ key, s.T @ q), strict=True):
-        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 
 def test_processors_without_the_instruction_compute_the_same(monkeypatch):
